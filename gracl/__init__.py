@@ -1,0 +1,1 @@
+"""gracl: unsupervised object re-identification by Global Relation-Aware Contrast Learning, on Ray."""

@@ -1,0 +1,49 @@
+"""The errors of gracl: one family, each carrying one string so that it survives the way between processes.
+
+The string has three parts: what was expected, what came, what to do next. `assert` is only for our own mistakes.
+"""
+
+
+class GraclError(Exception):
+    """Anything that gracl refuses. Doors print its message and end with exit code 2."""
+
+
+class ConfigError(GraclError):
+    """A preset, an override or a combination of settings that cannot be run."""
+
+
+class LayoutError(GraclError):
+    """A raw folder or manifest that does not look like the layout it was said to have."""
+
+
+class ShardError(GraclError):
+    """Shards that are missing, torn, of another schema, or not what their manifest says."""
+
+
+class ImageError(GraclError):
+    """Bytes that cannot be read as a picture."""
+
+
+class CoverageError(GraclError):
+    """A gathered feature table in which an image is missing or stands twice."""
+
+
+class ClusteringCollapsed(GraclError):
+    """Too few clusters to learn from: everything is noise, or everything is one cluster."""
+
+
+class CheckpointError(GraclError):
+    """A checkpoint that is missing, torn, or belongs to another recipe."""
+
+
+class StreamError(GraclError):
+    """A stream that delivered another ticket than the plan asked for."""
+
+
+class NonFiniteLoss(GraclError):
+    """The loss of some rank is not a number; no rank has taken the step."""
+
+
+def expected(what: str, came: object, do: str) -> str:
+    """Builds the one string of an error from its three parts."""
+    return f"expected {what}; came {came}; {do}"

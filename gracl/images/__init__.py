@@ -1,0 +1,1 @@
+"""Wing 1: how a picture is found, kept, ordered and seen."""

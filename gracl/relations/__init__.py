@@ -1,0 +1,1 @@
+"""Wing 2: what the features say about each other."""

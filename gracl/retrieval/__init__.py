@@ -1,0 +1,1 @@
+"""Wing 4: what is served, and how it is judged."""

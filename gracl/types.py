@@ -1,0 +1,206 @@
+"""What flows through gracl: frozen values, NumPy arrays, invariants checked at birth.
+
+Letters in shapes: N images of a split, D feature size, B batch, C clusters, T tickets (steps), k neighbours, Q
+queries. An image is known everywhere by its **index**: its row in its split, fixed at ingest.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+from numpy import ndarray
+
+from gracl.errors import CoverageError, expected
+
+UNKNOWN = -1
+NOISE = -1
+EMPTY = -1
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One row of a shard: the image's bytes as they were found, and what is known of it."""
+
+    index: int
+    image: bytes
+    object_id: int
+    camera_id: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which image is seen when: row = ticket (one step of all ranks together), column = place in the global batch.
+
+    `EMPTY` (-1) marks a place without an image. A rank's share is a run of columns, so the plan, and with it what is
+    learnt, does not depend on how many ranks there are.
+    """
+
+    epoch: int
+    tickets: Int64[ndarray, "tickets batch"]
+
+    def share(self, rank: int, ranks: int) -> Int64[ndarray, "tickets part"]:
+        """The places of one rank: columns `rank * part` up to `(rank + 1) * part`."""
+        batch = self.tickets.shape[1]
+        if batch % ranks:
+            raise ValueError(
+                expected(
+                    f"a batch that {ranks} ranks can share equally",
+                    f"{batch} places",
+                    "choose a batch size that is a multiple of the number of workers",
+                )
+            )
+        part = batch // ranks
+        return self.tickets[:, rank * part : (rank + 1) * part]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of one ticket: pictures and their indices, and never a label."""
+
+    ticket: int
+    epoch: int
+    indices: Int64[ndarray, "rows"]
+    images: UInt8[ndarray, "rows height width 3"]
+
+
+@dataclass(frozen=True)
+class Identities:
+    """Who is on the image and which camera took it. Made for query and gallery only; `UNKNOWN` is -1."""
+
+    object_ids: Int64[ndarray, "images"]
+    camera_ids: Int64[ndarray, "images"]
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Unit feature rows and the index of the image each belongs to, in any order."""
+
+    indices: Int64[ndarray, "rows"]
+    features: Float32[ndarray, "rows dim"]
+
+    @staticmethod
+    def gather(parts: Iterable["FeatureTable"], images: int) -> Float32[ndarray, "images dim"]:
+        """Puts the parts of all ranks in order of index; every image must be there exactly once."""
+        parts = [part for part in parts if len(part.indices)]
+        counts = np.zeros(images, np.int64)
+        for part in parts:
+            if part.indices.min() < 0 or part.indices.max() >= images:
+                raise CoverageError(
+                    expected(
+                        f"indices from 0 to {images - 1}",
+                        f"{part.indices.min()} to {part.indices.max()}",
+                        "check that the manifest belongs to these shards",
+                    )
+                )
+            counts += np.bincount(part.indices, minlength=images)
+        if not images or (counts != 1).any():
+            missing, twice = np.flatnonzero(counts == 0), np.flatnonzero(counts > 1)
+            raise CoverageError(
+                expected(
+                    f"every index of 0..{images - 1} once",
+                    f"{len(missing)} missing {missing[:5].tolist()}, {len(twice)} repeated {twice[:5].tolist()}",
+                    "a rank died or two scans overlapped: rerun the epoch, or check manifest.json",
+                )
+            )
+        table = np.empty((images, parts[0].features.shape[1]), np.float32)
+        for part in parts:
+            table[part.indices] = part.features
+        return table
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The k nearest rows of every row by inner product; row i starts with i, also among exact copies.
+
+    Similarities fall along a row (the first, with the row itself, excepted where a copy rounds higher); equal
+    similarities stand in order of index.
+    """
+
+    indices: Int32[ndarray, "rows k"]
+    similarities: Float32[ndarray, "rows k"]
+
+
+@dataclass(frozen=True)
+class Proxies:
+    """Two proxies per cluster, and the sums from which they were mined.
+
+    `inter` is the member most different from the samples of other clusters, `intra` the member least similar to its
+    own cluster; `*_image` says which image each is. `cluster_sums[c]` is the sum of the unit features of cluster c.
+    """
+
+    inter: Float32[ndarray, "clusters dim"]
+    intra: Float32[ndarray, "clusters dim"]
+    inter_image: Int64[ndarray, "clusters"]
+    intra_image: Int64[ndarray, "clusters"]
+    cluster_sums: Float32[ndarray, "clusters dim"]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one epoch believes: a label for every image (-1 noise, else 0..C-1 by first member) and its proxies."""
+
+    epoch: int
+    labels: Int64[ndarray, "images"]
+    proxies: Proxies
+    stats: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def clusters(self) -> int:
+        """The number of clusters."""
+        return len(self.proxies.inter_image)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """For each query the gallery rows that count, most similar first; `EMPTY` fills the end of short rows."""
+
+    indices: Int64[ndarray, "queries k"]
+    similarities: Float32[ndarray, "queries k"]
+
+
+@dataclass(frozen=True)
+class RetrievalReport:
+    """How well queries find their gallery: mean average precision and CMC, as shares between 0 and 1."""
+
+    mean_ap: float
+    cmc: dict[int, float]
+    queries: int
+    skipped_queries: int
+    average_precisions: Float32[ndarray, "queries"]
+    counted: Bool[ndarray, "queries"]
+
+    def metrics(self) -> dict[str, float]:
+        """The report under the names that MLflow and Tune see."""
+        return {"val/mAP": self.mean_ap, **{f"val/rank{rank}": share for rank, share in self.cmc.items()}}
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch did: losses, clusters, rates, seconds by phase, and the retrieval when it was judged."""
+
+    epoch: int
+    loss: float
+    inter_loss: float
+    intra_loss: float
+    clusters: int
+    noise_fraction: float
+    images_per_second: float
+    seconds: dict[str, float]
+    stats: dict[str, float]
+    retrieval: RetrievalReport | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """Every figure of the epoch, flat, under the names that MLflow and Tune see."""
+        figures = {
+            "train/loss": self.loss,
+            "train/inter_loss": self.inter_loss,
+            "train/intra_loss": self.intra_loss,
+            "train/images_per_second": self.images_per_second,
+            "cluster/number": float(self.clusters),
+            "cluster/noise_fraction": self.noise_fraction,
+            **{f"cluster/{name}": value for name, value in self.stats.items()},
+            **{f"time/{phase}_s": value for phase, value in self.seconds.items()},
+        }
+        return figures | (self.retrieval.metrics() if self.retrieval else {})

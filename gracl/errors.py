@@ -5,19 +5,27 @@ The string has three parts: what was expected, what came, what to do next. `asse
 
 
 class GraclError(Exception):
-    """Anything that gracl refuses. Doors print its message and end with exit code 2."""
+    """Anything that gracl refuses. Doors print its message and end with `exit_code`: 2 for what the user can mend."""
+
+    exit_code = 1
 
 
 class ConfigError(GraclError):
     """A preset, an override or a combination of settings that cannot be run."""
 
+    exit_code = 2
+
 
 class LayoutError(GraclError):
     """A raw folder or manifest that does not look like the layout it was said to have."""
 
+    exit_code = 2
+
 
 class ShardError(GraclError):
     """Shards that are missing, torn, of another schema, or not what their manifest says."""
+
+    exit_code = 2
 
 
 class ImageError(GraclError):
@@ -35,6 +43,8 @@ class ClusteringCollapsed(GraclError):
 class CheckpointError(GraclError):
     """A checkpoint that is missing, torn, or belongs to another recipe."""
 
+    exit_code = 2
+
 
 class StreamError(GraclError):
     """A stream that delivered another ticket than the plan asked for."""
@@ -42,6 +52,10 @@ class StreamError(GraclError):
 
 class NonFiniteLoss(GraclError):
     """The loss of some rank is not a number; no rank has taken the step."""
+
+
+class TrainingFailed(GraclError):
+    """A training that ended for a reason outside gracl: lost machines, a full disk, an error in a library."""
 
 
 def expected(what: str, came: object, do: str) -> str:

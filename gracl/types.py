@@ -190,10 +190,12 @@ class EpochReport:
     seconds: dict[str, float]
     stats: dict[str, float]
     retrieval: RetrievalReport | None = None
+    untrained: RetrievalReport | None = None
 
     def metrics(self) -> dict[str, float]:
         """Every figure of the epoch, flat, under the names that MLflow and Tune see."""
         figures = {
+            "epoch": float(self.epoch + 1),
             "train/loss": self.loss,
             "train/inter_loss": self.inter_loss,
             "train/intra_loss": self.intra_loss,
@@ -203,4 +205,6 @@ class EpochReport:
             **{f"cluster/{name}": value for name, value in self.stats.items()},
             **{f"time/{phase}_s": value for phase, value in self.seconds.items()},
         }
+        if self.untrained:
+            figures |= {name.replace("val/", "untrained/"): value for name, value in self.untrained.metrics().items()}
         return figures | (self.retrieval.metrics() if self.retrieval else {})

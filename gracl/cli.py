@@ -1,0 +1,183 @@
+"""The manners of every door: `[preset.yaml] [section.key=value ...]`, `--help`, `--print`.
+
+A door that refuses says so in one message on stderr and ends with exit code 2, before Ray starts. Its result is one
+JSON line, the last line of stdout.
+"""
+
+import contextlib
+import difflib
+import importlib
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gracl.errors import ConfigError, GraclError, expected
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
+    """A typed config from preset files and dotted overrides; what comes later wins.
+
+    Args:
+        schema: the pydantic model to fill.
+        arguments: names of YAML files, and `section.key=value` with the value in YAML notation.
+
+    Raises:
+        ConfigError: a file that is missing or no mapping, an argument of another form, an unknown key, a value out of
+            bounds; all faults of a config in one message.
+    """
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        if "=" in argument and not argument.endswith((".yaml", ".yml")):
+            _override(values, argument)
+        elif argument.endswith((".yaml", ".yml")):
+            _merge(values, _read(argument))
+        else:
+            raise ConfigError(
+                expected("a preset.yaml or section.key=value", repr(argument), "see --help for the settings")
+            )
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(schema, error)) from None
+
+
+def _read(name: str) -> dict[str, Any]:
+    file = Path(name)
+    if not file.is_file():
+        known = ", ".join(sorted(str(preset) for preset in Path("pipelines/presets").glob("*.yaml"))) or "none here"
+        raise ConfigError(expected("a preset file", f"{name}, which is not there", f"presets: {known}"))
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(expected("YAML", f"{name}: {error}", "mend the file")) from None
+    if not isinstance(values, dict):
+        raise ConfigError(expected("a mapping of sections", f"a {type(values).__name__} in {name}", "mend the file"))
+    return values
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _override(values: dict[str, Any], argument: str) -> None:
+    path, _, text = argument.partition("=")
+    try:
+        value: Any = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):  # YAML 1.1 takes 1e-3 for a word
+            value = float(value)
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    _merge(values, value)
+
+
+def _explain(schema: type[BaseModel], error: ValidationError) -> str:
+    faults = []
+    for fault in error.errors():
+        name = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            faults.append(f"{name}: no such setting{_nearest(schema, name)}")
+        elif fault["type"] == "missing":
+            faults.append(f"{name}: needed, but not given")
+        elif fault["type"] == "value_error":
+            faults.append((f"{name}: " if name else "") + fault["msg"].removeprefix("Value error, "))
+        else:
+            faults.append(f"{name}: {fault['msg']}; came {fault['input']!r}")
+    return "\n".join(faults) + "\nsee --help for every setting and its bounds"
+
+
+def _nearest(schema: type[BaseModel], name: str) -> str:
+    close = difflib.get_close_matches(name, [field for field, _, _ in fields(schema)], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def fields(schema: type[BaseModel], prefix: str = "") -> list[tuple[str, Any, str]]:
+    """Every setting of a schema: dotted name, the pydantic field, its type in words."""
+    found: list[tuple[str, Any, str]] = []
+    for name, field in schema.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found += fields(annotation, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", field, _words(annotation)))
+    return found
+
+
+def _words(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    parts = [_words(part) for part in typing.get_args(annotation) if part is not ...]
+    if origin is typing.Annotated:
+        return parts[0]
+    if origin is typing.Literal:
+        return "|".join(str(value) for value in typing.get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return "|".join("none" if part == "NoneType" else part for part in parts)
+    if origin is tuple:
+        return f"[{', '.join(parts)}]"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def describe(schema: type[BaseModel], door: str) -> str:
+    """The help text of a door: each setting, its type, default, bounds and meaning."""
+    lines = [f"usage: {door} [preset.yaml ...] [section.key=value ...] [--help] [--print]", "", "settings:"]
+    for name, field, words in fields(schema):
+        bounds = [_bound(bound) for bound in field.metadata]
+        default = "needed" if field.is_required() else f"default {json.dumps(field.default)}"
+        facts = "; ".join([words, *[bound for bound in bounds if bound], default])
+        lines.append(f"  {name:<28} {field.description or ''}  ({facts})")
+    return "\n".join(lines)
+
+
+def _bound(bound: Any) -> str:
+    for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+        if hasattr(bound, name):
+            return f"{sign} {getattr(bound, name)}"
+    return ""
+
+
+def door(schema: type[Config], verb: str, doc: str) -> None:
+    """Runs one verb as a program: arguments in, one JSON line out, exit codes 0, 1 (failed), 2 (refused), 130.
+
+    Args:
+        schema: the verb's config.
+        verb: `module:function`, imported only once the config holds, so that help and refusals need not wait for Ray.
+        doc: the door's docstring.
+    """
+    arguments, name = sys.argv[1:], f"python {sys.argv[0]}"
+    if "--help" in arguments or "-h" in arguments:
+        print(f"{doc.strip()}\n\n{describe(schema, name)}")
+        return
+    try:
+        config = load_config(schema, [argument for argument in arguments if argument != "--print"])
+        if "--print" in arguments:
+            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).strip())
+            return
+        result = _find(verb)(config)
+    except GraclError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(json.dumps(result), flush=True)
+
+
+def _find(verb: str) -> Callable[[Any], dict[str, Any]]:
+    module, _, function = verb.partition(":")
+    found: Callable[[Any], dict[str, Any]] = getattr(importlib.import_module(module), function)
+    return found

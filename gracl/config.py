@@ -1,0 +1,287 @@
+"""What a run may ask for: typed, frozen, unknown keys refused. Only doors and `runtime/` see these.
+
+Each section is the keyword list of one function below the doors (`tests/unit/test_config.py` compares names and
+defaults), so a section is unpacked where that function is called and no config object travels further.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gracl.errors import expected
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """The manners of every section: frozen, unknown keys forbidden, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def flat(self, prefix: str = "") -> dict[str, Any]:
+        """Every setting under its dotted name, as plain values."""
+        values: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                values |= value.flat(f"{prefix}{name}.")
+            else:
+                values[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    def options(self) -> dict[str, Any]:
+        """The section as keyword arguments."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+class Data(Section):
+    """Which shards, and at which size they are seen."""
+
+    root: str = Field(description="folder or URI (s3://, gs://) that holds the splits made by pipelines/ingest.py")
+    train: str = Field("train", description="split to learn from; its identities are never read")
+    query: str = Field("query", description="split of queries for the evaluation; '' for none")
+    gallery: str = Field("gallery", description="split that queries are looked up in; '' for none")
+    cache: str | None = Field(None, description="node-local folder for shards of a remote root; default: user cache")
+    height: Positive = Field(256, description="pixels")
+    width: Positive = Field(128, description="pixels")
+
+
+class Views(Section):
+    """How a training image is altered (method.md 4.8)."""
+
+    flip: Share = Field(0.5, description="chance of a left-right flip; 0 where mirrored objects are other objects")
+    pad: Count = Field(10, description="pixels added on each side before the random crop")
+    erase: Share = Field(0.5, description="chance of random erasing")
+    jitter: Share = Field(0.0, description="strength of the change of brightness and contrast")
+
+
+class Sampling(Section):
+    """How batches are composed: P clusters x K images."""
+
+    objects: Positive = Field(16, description="clusters in a batch (P), all workers together")
+    images_per_object: Positive = Field(16, description="images of each cluster (K)")
+    steps: Positive = Field(200, description="steps of an epoch")
+
+
+class Relations(Section):
+    """How features become pseudo labels and proxies."""
+
+    k1: Positive = Field(30, description="neighbours of the k-reciprocal sets, the image itself counted")
+    k2: Positive = Field(6, description="neighbours averaged in the query expansion, the image itself counted")
+    eps: float = Field(0.6, gt=0, lt=1, description="DBSCAN: largest Jaccard distance between neighbours")
+    min_samples: Positive = Field(4, description="DBSCAN: neighbours of a core image, itself counted")
+    backend: Literal["auto", "faiss", "torch"] = Field("auto", description="who finds the nearest neighbours")
+    block_rows: Positive = Field(4096, description="rows of similarities held at a time")
+
+
+class EncoderSection(Section):
+    """The network that turns an image into a unit feature."""
+
+    backbone: str = Field("resnet50", description="resnet18|34|50, resnet18|34|50_ibn_a, mobilenet_v2, timm:<name>")
+    weights: str | None = Field(None, description="file of a state dict to start from; none: random")
+    pooling: Literal["gem", "average", "token"] = Field(
+        "gem", description="how the last map becomes a vector; token: the class token of a timm transformer"
+    )
+    last_stride: Literal[1, 2] = Field(1, description="stride of the last stage")
+    bn_group: Count = Field(
+        64, description="images that share batch-norm statistics (method.md 5.1); 0: a rank's batch"
+    )
+    feature_size: Count = Field(0, description="size of the feature; 0: the backbone's own")
+
+
+class Loss(Section):
+    """The two contrastive terms and the memory of proxies."""
+
+    inter_temperature: float = Field(0.05, gt=0, description="temperature of the inter-ID term")
+    intra_temperature: float = Field(0.05, gt=0, description="temperature of the intra-ID term")
+    intra_weight: float = Field(1.0, ge=0, description="weight of the intra-ID term beside the inter-ID term")
+    momentum: Share = Field(0.1, description="weight of the old proxy when a new one is mixed in")
+
+
+class Optim(Section):
+    """The optimizer."""
+
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="sgd is what the literature uses for ViT")
+    rate: float = Field(3.5e-4, gt=0, description="learning rate after warm-up")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 weight decay")
+
+
+class Schedule(Section):
+    """The learning rate over the epochs."""
+
+    warmup_epochs: Count = Field(0, description="epochs of linear warm-up")
+    decay_every: Positive = Field(20, description="epochs between decays")
+    decay_factor: Share = Field(0.1, description="the rate is multiplied by this at each decay")
+
+
+class Scale(Section):
+    """What the run takes of the cluster. None of this changes what is learnt beyond float rounding."""
+
+    workers: Positive = Field(1, description="data-parallel ranks (Ray Train workers)")
+    worker_cpus: float = Field(1, gt=0, description="CPUs reserved by each worker")
+    worker_gpus: float = Field(0, ge=0, description="GPUs reserved by each worker")
+    worker_threads: Positive = Field(1, description="torch threads of each worker")
+    decode_threads: Positive = Field(2, description="threads of each worker that decode and augment")
+    stream: Literal["ray", "mapped"] = Field(
+        "ray", description="ray: Ray Data brings the bytes; mapped: each worker reads the shards on its own disk"
+    )
+    stream_cpus: float = Field(0.5, gt=0, description="CPUs of one Ray Data task")
+    relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the relation actor")
+    relation_gpus: float = Field(0, ge=0, description="GPUs reserved by the relation actor")
+    relation_threads: Positive = Field(1, description="threads of the relation actor")
+    max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without end")
+
+
+class Tracking(Section):
+    """Where the figures go."""
+
+    uri: str | None = Field(None, description="MLflow tracking URI; default: a SQLite file in the runs folder")
+    experiment: str = Field("gracl", description="MLflow experiment")
+
+
+class TrainConfig(Section):
+    """Everything that a training run may ask for."""
+
+    data: Data
+    views: Views = Views()
+    sampling: Sampling = Sampling()
+    camera_balanced: bool = Field(
+        False, description="draw companions from other cameras (method.md 5.2); reads the train split's camera ids"
+    )
+    relations: Relations = Relations()
+    encoder: EncoderSection = EncoderSection()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    epochs: Positive = Field(50, description="epochs in all, those before a resume counted")
+    eval_every: Positive = Field(10, description="epochs between evaluations; the last epoch is always evaluated")
+    eval_untrained: bool = Field(True, description="evaluate before the first epoch too")
+    scan_batch: Positive = Field(256, description="images of a batch while features are computed, all workers together")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 autocast on a GPU, float32 on a CPU"
+    )
+    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
+    seed: Count = Field(0, description="the seed of everything")
+    runs: str = Field("runs", description="folder or URI where runs are kept")
+    name: str = Field("", description="the run's name; a run of that name is resumed; default: made from the time")
+    scale: Scale = Scale()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainConfig":
+        batch = self.sampling.objects * self.sampling.images_per_object
+        _refuse_unless(
+            self.sampling.objects % self.scale.workers == 0,
+            "sampling.objects that the workers can share equally",
+            f"{self.sampling.objects} objects and scale.workers={self.scale.workers}",
+            "make sampling.objects a multiple of scale.workers",
+        )
+        part, group = batch // self.scale.workers, self.encoder.bn_group
+        _refuse_unless(
+            not group or group >= batch or part % group == 0,
+            "encoder.bn_group that divides each worker's part, so that the number of workers changes nothing",
+            f"bn_group={group} and {part} images for each of {self.scale.workers} workers",
+            "choose a smaller bn_group, fewer workers, or 0 for 'whatever a worker has'",
+        )
+        _refuse_unless(
+            not group or group < batch or self.scale.workers == 1,
+            "encoder.bn_group that one worker can hold",
+            f"bn_group={group} for {part} images of each worker",
+            "choose a smaller bn_group or one worker",
+        )
+        _refuse_unless(
+            self.scan_batch % self.scale.workers == 0,
+            "scan_batch that the workers can share equally",
+            f"{self.scan_batch} images and scale.workers={self.scale.workers}",
+            "make scan_batch a multiple of scale.workers",
+        )
+        _refuse_unless(
+            bool(self.data.query) == bool(self.data.gallery),
+            "data.query and data.gallery together, or neither",
+            f"query={self.data.query!r}, gallery={self.data.gallery!r}",
+            "name both splits, or set both to ''",
+        )
+        return self
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that decide what is learnt: a run can be resumed only with the same ones."""
+        apart = ("scale.", "tracking.", "runs", "name", "epochs", "data.root", "data.cache", "eval_")
+        return {name: value for name, value in self.flat().items() if not name.startswith(apart)}
+
+    def fingerprint(self) -> str:
+        """A short digest of the recipe."""
+        return hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+class IngestConfig(Section):
+    """A raw folder to be packed into shards."""
+
+    raw: str = Field(description="folder or URI of the raw images (for layout=manifest: of the CSV or Parquet file)")
+    out: str = Field(description="folder or URI that will hold the splits")
+    layout: Literal["market1501", "msmt17", "veri776", "folder", "unlabelled", "manifest"] = Field(
+        description="how the raw folder is arranged; market1501 also reads DukeMTMC-reID and PersonX"
+    )
+    on_bad_image: Literal["error", "skip"] = Field("error", description="what to do with images that cannot be read")
+    shard_mb: Positive = Field(64, description="size of a shard, in MB")
+    resize: tuple[Positive, Positive] | None = Field(None, description="height,width to store; none: as found")
+    overwrite: bool = Field(False, description="replace splits that exist")
+    allow_shared_identities: bool = Field(False, description="let train share identities with query or gallery")
+    tasks: Count = Field(0, description="shards written at a time; 0: as many as there are CPUs")
+
+
+class CheckpointConfig(Section):
+    """What extract and evaluate have in common: a model, the data and the part of the cluster to use."""
+
+    checkpoint: str = Field(description="folder of a checkpoint (or its state.pt)")
+    data: Data
+    batch: Positive = Field(256, description="images of a batch, all workers together")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="as in training")
+    scale: Scale = Scale()
+
+    @model_validator(mode="after")
+    def _shares(self) -> "CheckpointConfig":
+        _refuse_unless(
+            self.batch % self.scale.workers == 0,
+            "batch that the workers can share equally",
+            f"{self.batch} images and scale.workers={self.scale.workers}",
+            "make batch a multiple of scale.workers",
+        )
+        return self
+
+
+class ExtractConfig(CheckpointConfig):
+    """Features of one split, written as Arrow files."""
+
+    split: str = Field("gallery", description="the split to describe")
+    out: str = Field(description="folder for the feature table")
+
+
+class EvaluateConfig(CheckpointConfig):
+    """mAP and CMC of a checkpoint."""
+
+    out: str | None = Field(None, description="folder for the report, per-query results and the ranked sheet")
+
+
+class SynthesizeConfig(Section):
+    """A synthetic world, written as a raw folder in Market-1501 naming."""
+
+    out: str = Field(description="folder for the pictures")
+    train_objects: Positive = Field(100, description="identities to learn from")
+    test_objects: Positive = Field(50, description="other identities, for query and gallery")
+    cameras: int = Field(6, ge=2, description="cameras")
+    shots: Positive = Field(4, description="pictures of an identity by one camera")
+    height: Positive = Field(128, description="pixels")
+    width: Positive = Field(64, description="pixels")
+    difficulty: Share = Field(0.5, description="0 easy, 1 hard")
+    distractors: Count = Field(0, description="gallery pictures of nobody (identity 0)")
+    seed: Count = Field(0, description="the same seed draws the same world")
+    processes: Positive = Field(1, description="processes that draw")
+
+
+def _refuse_unless(holds: bool, what: str, came: str, do: str) -> None:
+    if not holds:
+        raise ValueError(expected(what, came, do))

@@ -1,0 +1,62 @@
+"""Batches read straight from memory-mapped shards by the process that uses them.
+
+This is the twin of the Ray stream (`runtime/stream.py`): the same plans, the same loader, the same pictures, without
+Ray. `gracl.local` uses it, and so do training workers whose shards lie on their own disk (`scale.stream: mapped`).
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from gracl.images.loading import View, load, share_tickets
+from gracl.images.plans import scan_plan
+from gracl.images.shards import ShardStore
+from gracl.types import Batch, Plan
+
+
+class MappedBatches:
+    """One rank's view on open shard stores; the `Batches` port of `learning/fit.py`.
+
+    Args:
+        stores: open stores by name of split.
+        train: the split that plans pick from.
+        eval_view: bytes -> uint8 [height, width, 3], for scans.
+        train_view: the same with dice, for picks.
+        height, width: pixels of both views.
+        scan_batch: images of a scan's ticket, all ranks together.
+        seed: the dice of training views hang on (seed, epoch, ticket, place).
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, ShardStore],
+        *,
+        train: str,
+        eval_view: View,
+        train_view: View,
+        height: int,
+        width: int,
+        scan_batch: int = 256,
+        seed: int = 0,
+        threads: int = 2,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self._stores, self._train = stores, train
+        self._eval_view, self._train_view = eval_view, train_view
+        self._scan_batch, self._seed = scan_batch, seed
+        self._share = {"rank": rank, "ranks": ranks}
+        self._load = partial(load, height=height, width=width, threads=threads)
+
+    def images(self, split: str) -> int:
+        """How many images a split has."""
+        return len(self._stores[split])
+
+    def scan(self, split: str) -> Iterator[Batch]:
+        """This rank's share of a split, every image once, seen plainly."""
+        plan = scan_plan(self.images(split), self._scan_batch)
+        return self._load(share_tickets(self._stores[split].read, plan, **self._share), self._eval_view, seed=None)
+
+    def picks(self, plan: Plan) -> Iterator[Batch]:
+        """This rank's share of a plan, seen as training images."""
+        tickets = share_tickets(self._stores[self._train].read, plan, **self._share)
+        return self._load(tickets, self._train_view, seed=self._seed)

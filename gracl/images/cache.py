@@ -1,0 +1,110 @@
+"""A node-local copy of files that live on an object store: copied once per node, verified, shared by its processes."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from gracl.errors import ShardError, expected
+from gracl.images import storage
+
+COPIERS = 4
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One file to have on this node: its name under the root, its size in bytes, and its checksum."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def default_cache() -> Path:
+    """`$GRACL_CACHE`, else the user's cache folder, else a folder of this user's under the temporary one."""
+    if given := os.environ.get("GRACL_CACHE"):
+        return Path(given).expanduser().absolute()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a container without a home: the copy is only a cache, so the temporary folder will do
+        return Path(tempfile.gettempdir()) / f"gracl-{os.getuid()}"
+    if os.access(home, os.W_OK):
+        return home / "gracl"
+    return Path(tempfile.gettempdir()) / f"gracl-{os.getuid()}"
+
+
+def cached_copy(root: str, files: Sequence[Wanted], folder: Path) -> None:
+    """Copies files of a remote root into a local folder, each whole and verified or not at all.
+
+    A file that is there with the right size is taken as it is: it got its name only after its checksum was right.
+    Processes of one node share the work: who comes second waits for the file instead of copying it again.
+
+    Args:
+        root: URI under which the files lie.
+        files: what to have; names may not contain folders.
+        folder: made where it is missing. It must belong to this content alone (put a digest in its name).
+
+    Raises:
+        ShardError: a file is missing at the root, or what came is not what its checksum says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(min(COPIERS, max(1, len(files)))) as pool:
+        list(pool.map(partial(_copy, root, folder=folder), files))
+
+
+def _copy(root: str, wanted: Wanted, *, folder: Path) -> None:
+    target = folder / wanted.name
+    if _is_there(target, wanted):
+        return
+    with _locked(folder / f".{wanted.name}.lock"):
+        if _is_there(target, wanted):
+            return
+        temporary = folder / storage.temporary_name(wanted.name)
+        try:
+            _download(storage.join(root, wanted.name), temporary)
+            _check(temporary, wanted, root)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _is_there(path: Path, wanted: Wanted) -> bool:
+    return path.exists() and path.stat().st_size == wanted.bytes
+
+
+def _download(source: str, target: Path) -> None:
+    fs, path = storage.locate(source)
+    try:
+        with fs.open(path, "rb") as far, target.open("wb") as near:
+            shutil.copyfileobj(far, near, 1 << 20)
+            near.flush()
+            os.fsync(near.fileno())
+    except FileNotFoundError as error:
+        raise ShardError(expected(f"a shard at {source}", "no such file", "ingest the split again")) from error
+
+
+def _check(path: Path, wanted: Wanted, root: str) -> None:
+    if path.stat().st_size == wanted.bytes and storage.sha256_of(path) == wanted.sha256:
+        return
+    raise ShardError(
+        expected(
+            f"{wanted.name} of {root} with {wanted.bytes} bytes and SHA-256 {wanted.sha256[:12]}...",
+            f"{path.stat().st_size} bytes with another checksum",
+            "the copy was disturbed or the shard is torn: try again, then ingest the split again",
+        )
+    )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # The kernel frees the lock when its holder dies, so a killed process leaves nothing to clean up.
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

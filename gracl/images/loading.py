@@ -1,0 +1,174 @@
+"""How encoded bytes become batches, for the Ray stream and the local loader alike. No Ray here.
+
+Tickets come in as bytes, batches go out as pictures, in order; a few threads decode ahead (the decoders let go of the
+interpreter's lock, ray.md 1.3).
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from numpy import ndarray
+
+from gracl.errors import ImageError, StreamError, expected
+from gracl.randomness import rng
+from gracl.types import EMPTY, Batch, Plan
+
+Encoded = bytes | memoryview
+View = Callable[[Encoded, np.random.Generator | None], UInt8[ndarray, "height width 3"]]
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """One rank's part of one row of a plan, with the bytes of its images.
+
+    `first_place` is the part's first column in the global batch; `indices` holds `EMPTY` where a place has no image,
+    and `images` one entry per place that has one, in the same order.
+    """
+
+    ticket: int
+    epoch: int
+    first_place: int
+    indices: Int64[ndarray, "places"]
+    images: Sequence[Encoded]
+
+    def __post_init__(self) -> None:
+        wanted = int((self.indices != EMPTY).sum())
+        if len(self.images) != wanted:
+            raise StreamError(
+                expected(
+                    f"{wanted} images in ticket {self.ticket} of epoch {self.epoch}",
+                    len(self.images),
+                    "check that the shards belong to the plan",
+                )
+            )
+
+
+def share_tickets(
+    read: Callable[[Int64[ndarray, "rows"]], Sequence[Encoded]], plan: Plan, *, rank: int = 0, ranks: int = 1
+) -> Iterator[Ticket]:
+    """Cuts one rank's share out of a plan and fetches its bytes, ticket by ticket, as they are asked for.
+
+    Args:
+        read: the encoded images of some indices, in their order (`ShardStore.read`).
+        plan: of all ranks together.
+        rank: whose share, 0 to `ranks - 1`.
+        ranks: that share the plan; they must divide its batch.
+    """
+    if not 0 <= rank < ranks:
+        raise ValueError(expected(f"a rank from 0 to {ranks - 1}", rank, "check rank and ranks"))
+    return _share_tickets(read, plan, plan.share(rank, ranks), rank)
+
+
+def _share_tickets(
+    read: Callable[[Int64[ndarray, "rows"]], Sequence[Encoded]],
+    plan: Plan,
+    share: Int64[ndarray, "tickets part"],
+    rank: int,
+) -> Iterator[Ticket]:
+    for number, indices in enumerate(share):
+        wanted = indices[indices != EMPTY]
+        yield Ticket(
+            ticket=number,
+            epoch=plan.epoch,
+            first_place=rank * share.shape[1],
+            indices=indices,
+            images=read(wanted) if len(wanted) else [],
+        )
+
+
+def load(
+    tickets: Iterable[Ticket],
+    view: View,
+    *,
+    height: int,
+    width: int,
+    seed: int | None,
+    threads: int = 2,
+    ahead: int = 3,
+) -> Generator[Batch, None, None]:
+    """Decodes tickets into batches, in order, `ahead` tickets before they are asked for.
+
+    The dice of a place are `rng(seed, "view", epoch, ticket, place)` with the place in the global batch, so a picture
+    does not depend on ranks, threads or process. Empty places are trimmed, and a ticket without any image gives no
+    batch. Closing the iterator, or letting go of it, ends the threads.
+
+    Args:
+        tickets: one rank's, in order.
+        view: from encoded bytes and dice to a picture of `height` x `width`.
+        height: rows of every picture.
+        width: columns of every picture.
+        seed: of the dice; None gives the view no dice (a scan).
+        threads: that decode.
+        ahead: tickets decoded in advance; memory holds that many batches besides the one handed out.
+
+    Raises:
+        ImageError: while iterating; says which image of which ticket could not be read.
+        ValueError: no thread, a negative `ahead`, or a view of another size.
+    """
+    if threads < 1 or ahead < 0:
+        raise ValueError(
+            expected("threads >= 1 and ahead >= 0", f"{threads} and {ahead}", "correct the loading settings")
+        )
+    return _load(tickets, view, (height, width), seed, threads, ahead)
+
+
+def _load(
+    tickets: Iterable[Ticket], view: View, size: tuple[int, int], seed: int | None, threads: int, ahead: int
+) -> Generator[Batch, None, None]:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="gracl-view")
+    begun: deque[tuple[Batch, list[Future[None]]]] = deque()
+    try:
+        for ticket in tickets:
+            if len(ticket.images):
+                begun.append(_begin(pool, threads, ticket, view, size, seed))
+            if len(begun) > ahead:
+                yield _finish(*begun.popleft())
+        while begun:
+            yield _finish(*begun.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(
+    pool: ThreadPoolExecutor, threads: int, ticket: Ticket, view: View, size: tuple[int, int], seed: int | None
+) -> tuple[Batch, list[Future[None]]]:
+    """Makes the batch's empty pictures and sets the threads to fill them, a run of rows each."""
+    columns = np.flatnonzero(ticket.indices != EMPTY)
+    images = np.empty((len(columns), *size, 3), np.uint8)
+    cuts = np.linspace(0, len(columns), min(threads, len(columns)) + 1).astype(int).tolist()
+    jobs = [
+        pool.submit(_fill, images, range(start, stop), columns, ticket, view, seed)
+        for start, stop in zip(cuts[:-1], cuts[1:], strict=True)
+    ]
+    return Batch(ticket.ticket, ticket.epoch, ticket.indices[columns], images), jobs
+
+
+def _finish(batch: Batch, jobs: list[Future[None]]) -> Batch:
+    for job in jobs:
+        job.result()
+    return batch
+
+
+def _fill(
+    images: UInt8[ndarray, "rows height width 3"],
+    rows: range,
+    columns: Int64[ndarray, "rows"],
+    ticket: Ticket,
+    view: View,
+    seed: int | None,
+) -> None:
+    for row in rows:
+        place = ticket.first_place + int(columns[row])
+        dice = None if seed is None else rng(seed, "view", ticket.epoch, ticket.ticket, place)
+        try:
+            picture = view(ticket.images[row], dice)
+        except ImageError as error:
+            index = int(ticket.indices[columns[row]])
+            raise ImageError(f"image {index} (ticket {ticket.ticket} of epoch {ticket.epoch}): {error}") from error
+        if picture.shape != images.shape[1:]:  # NumPy would stretch some wrong shapes without a word
+            raise ValueError(expected(f"views of shape {images.shape[1:]}", picture.shape, "set one size for both"))
+        images[row] = picture

@@ -1,0 +1,120 @@
+"""The manifest of a split: what its shards must be. It is written last; a split without one does not exist."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from gracl.errors import ShardError, expected
+from gracl.images import storage
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard: file name in the split's folder, index of its first row, rows, size in bytes, SHA-256."""
+
+    file: str
+    first_index: int
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that was left out: its path under the raw root, and why it cannot be read."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A split as it was ingested.
+
+    `image_bytes` counts the encoded images alone. `num_objects` and `num_cameras` count what is known (not -1).
+    `created_by` is the version of gracl. The same raw folder and options give the same manifest, byte for byte.
+    """
+
+    schema_version: int
+    split: str
+    num_images: int
+    image_bytes: int
+    num_objects: int
+    num_cameras: int
+    layout: str
+    layout_version: str
+    source: str
+    resize: tuple[int, int] | None
+    created_by: str
+    notes: dict[str, int]
+    bad_images: tuple[BadImage, ...]
+    shards: tuple[ShardEntry, ...]
+
+    def to_json(self) -> bytes:
+        """The manifest as it stands on disk."""
+        return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the manifest's content: two splits with one digest hold the same images in the same order."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+
+def manifest_uri(root: str, split: str) -> str:
+    """Where the manifest of a split stands."""
+    return storage.join(root, split, MANIFEST)
+
+
+def read_manifest(root: str, split: str) -> Manifest:
+    """Reads and checks the manifest of a split.
+
+    Raises:
+        ShardError: there is none (the ingest was not finished), it is torn, of another schema version or of another
+            split, or its shards do not follow one another.
+    """
+    uri = manifest_uri(root, split)
+    if not storage.exists(uri):
+        raise ShardError(expected(f"a split at {uri}", "no manifest", "ingest it, or let its ingest finish"))
+    content = storage.read_bytes(uri)
+    try:
+        values = json.loads(content)
+        version = values["schema_version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ShardError(expected(f"a manifest at {uri}", f"{type(error).__name__}: {error}", AGAIN)) from error
+    if version != SCHEMA_VERSION:
+        raise ShardError(expected(f"schema version {SCHEMA_VERSION} in {uri}", version, AGAIN))
+    try:
+        manifest = _from_values(values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ShardError(expected(f"the fields of a manifest in {uri}", f"{error!r}", AGAIN)) from error
+    _check(manifest, split, uri)
+    return manifest
+
+
+AGAIN = "ingest the split again with this version of gracl"
+
+
+def _from_values(values: dict[str, Any]) -> Manifest:
+    missing = {entry.name for entry in fields(Manifest)} ^ values.keys()
+    if missing:
+        raise KeyError(*sorted(missing))
+    shards = tuple(ShardEntry(**shard) for shard in values["shards"])
+    bad = tuple(BadImage(**image) for image in values["bad_images"])
+    resize = tuple(values["resize"]) if values["resize"] is not None else None
+    return Manifest(**{**values, "shards": shards, "bad_images": bad, "resize": resize})
+
+
+def _check(manifest: Manifest, split: str, uri: str) -> None:
+    if manifest.split != split:
+        raise ShardError(expected(f"the split {split} in {uri}", manifest.split, "do not move manifests about"))
+    first = 0
+    for shard in manifest.shards:
+        if shard.first_index != first or shard.rows < 1:
+            raise ShardError(expected(f"{shard.file} to begin at {first} in {uri}", shard.first_index, AGAIN))
+        first += shard.rows
+    if first != manifest.num_images or not first:
+        raise ShardError(expected(f"{manifest.num_images} rows in the shards of {uri}", first, AGAIN))

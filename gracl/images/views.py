@@ -1,0 +1,179 @@
+"""From encoded bytes to the pictures a network sees: decode, resize, and the altered views of training.
+
+Everything up to the device is `uint8[height, width, 3]`, a quarter of the bytes of float32 (ray.md 1.3); only
+`normalise` makes floats, and it runs where the network runs. Augmentations: method.md 4.8.
+"""
+
+import io
+import math
+import struct
+
+import numpy as np
+import simplejpeg
+import torch
+from jaxtyping import Float32, UInt8
+from numpy import ndarray
+from PIL import Image
+from torch import Tensor
+
+from gracl.errors import ImageError, expected
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MEAN_COLOUR = np.array([round(255 * share) for share in IMAGENET_MEAN], np.uint8)
+
+ERASE_AREA = (0.02, 0.4)
+ERASE_ASPECT = (0.3, 3.3)
+ERASE_TRIES = 100
+
+_JPEG = b"\xff\xd8"
+# What Pillow is known to raise for broken bytes, by format.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+
+def decode(image: bytes | memoryview) -> UInt8[ndarray, "height width 3"]:
+    """Turns the bytes of a picture file into RGB.
+
+    JPEG goes through simplejpeg (three times as fast as Pillow, ray.md 1.3); what that refuses (CMYK, stray bytes) and
+    every other format through Pillow. Grey and palette become RGB, 16-bit grey keeps its high byte, and what is
+    transparent is laid over white. Of a file with several frames the first counts; EXIF rotation is not applied.
+
+    Raises:
+        ImageError: the bytes are no picture, or only a part of one.
+    """
+    buffer = memoryview(image).cast("B")  # simplejpeg refuses the signed chars of Arrow
+    if bytes(buffer[:2]) == _JPEG:
+        try:
+            picture: ndarray = simplejpeg.decode_jpeg(buffer, "RGB")
+            return picture
+        except ValueError:
+            return _decode_with_pillow(buffer)  # which has the last word, and raises when it cannot read it either
+    return _decode_with_pillow(buffer)
+
+
+def _decode_with_pillow(buffer: memoryview) -> UInt8[ndarray, "height width 3"]:
+    try:
+        with Image.open(io.BytesIO(buffer)) as picture:
+            return np.asarray(_to_rgb(picture))
+    except _UNREADABLE as error:
+        raise ImageError(
+            expected(
+                "the bytes of a whole picture",
+                f"{len(buffer)} bytes starting with {bytes(buffer[:8])!r} ({error})",
+                "replace or remove the file, or ingest with on_bad_image=skip",
+            )
+        ) from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise ValueError("a picture of floats has no known white")
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+        return Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        solid = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("RGB")
+    return picture.convert("RGB")
+
+
+def eval_view(
+    image: bytes | memoryview, dice: np.random.Generator | None = None, *, height: int = 256, width: int = 128
+) -> UInt8[ndarray, "height width 3"]:
+    """The picture as it is, at the network's size (bicubic; untouched when it has that size already).
+
+    `dice` is there so that this is a `View` like `train_view`; nothing is drawn from it.
+    """
+    picture = decode(image)
+    if picture.shape[:2] == (height, width):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def train_view(
+    image: bytes | memoryview,
+    dice: np.random.Generator | None,
+    *,
+    height: int = 256,
+    width: int = 128,
+    flip: float = 0.5,
+    pad: int = 10,
+    erase: float = 0.5,
+    jitter: float = 0.0,
+) -> UInt8[ndarray, "height width 3"]:
+    """An altered picture: resized, perhaps mirrored, relit, shifted, perhaps partly erased (method.md 4.8).
+
+    Padding is black (0), as in the code of the family, whose figures we want to be compared with. The erased patch
+    has the ImageNet mean colour, so that it is 0 after `normalise`; the family fills normalised pixels with the raw
+    mean, which is another colour.
+
+    Args:
+        image: the encoded picture.
+        dice: draws everything; the same dice give the same picture.
+        height: rows of the result.
+        width: columns of the result.
+        flip: probability of mirroring left and right.
+        pad: the largest shift in each direction, in pixels of the result: padding by `pad` and cropping anywhere.
+        erase: probability of erasing a box of 2 to 40 % of the area with an aspect of 0.3 to 3.3.
+        jitter: brightness and contrast are multiplied by factors from 1 - jitter to 1 + jitter; 0 leaves them.
+
+    Raises:
+        ImageError: unreadable bytes.
+        ValueError: no dice, or a shift that could lose the whole picture.
+    """
+    if dice is None:
+        raise ValueError(expected("dice for a training view", "none", "give load() a seed, or scan with eval_view"))
+    if not 0 <= pad < min(height, width):
+        raise ValueError(expected(f"pad from 0 to {min(height, width) - 1}", pad, "choose a smaller pad"))
+    picture = eval_view(image, height=height, width=width)
+    if dice.random() < flip:
+        picture = picture[:, ::-1]
+    if jitter:
+        picture = _relight(picture, dice, jitter)
+    canvas = _shift(picture, dice, pad)
+    if dice.random() < erase:
+        _erase(canvas, dice)
+    return canvas
+
+
+def _relight(
+    picture: UInt8[ndarray, "height width 3"], dice: np.random.Generator, jitter: float
+) -> UInt8[ndarray, "height width 3"]:
+    brightness, contrast = dice.uniform(1 - jitter, 1 + jitter, 2)
+    grey = float(picture.mean())
+    levels = ((np.arange(256) - grey) * contrast + grey) * brightness
+    relit: ndarray = np.clip(np.rint(levels), 0, 255).astype(np.uint8)[picture]
+    return relit
+
+
+def _shift(
+    picture: UInt8[ndarray, "height width 3"], dice: np.random.Generator, pad: int
+) -> UInt8[ndarray, "height width 3"]:
+    height, width, _ = picture.shape
+    down, right = (int(step) for step in dice.integers(-pad, pad + 1, 2))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = picture[
+        max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)
+    ]
+    return canvas
+
+
+def _erase(canvas: UInt8[ndarray, "height width 3"], dice: np.random.Generator) -> None:
+    """Fills a box in place. A picture so narrow that no box fits in a hundred tries stays whole, as in the family."""
+    height, width, _ = canvas.shape
+    for _ in range(ERASE_TRIES):
+        area, aspect = dice.uniform(*ERASE_AREA) * height * width, dice.uniform(*ERASE_ASPECT)
+        rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < rows < height and 0 < columns < width:
+            top, left = dice.integers(0, height - rows + 1), dice.integers(0, width - columns + 1)
+            canvas[top : top + rows, left : left + columns] = MEAN_COLOUR
+            return
+
+
+def normalise(images: UInt8[Tensor, "batch height width 3"]) -> Float32[Tensor, "batch 3 height width"]:
+    """Floats for the network, on the device where the pictures are: ImageNet mean 0 and deviation 1 per channel.
+
+    The result lies in memory as the pictures do (channels last), which costs nothing and suits convolutions.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).mul_(255).view(3, 1, 1)
+    scale = torch.tensor(IMAGENET_STD, device=images.device).mul_(255).reciprocal_().view(3, 1, 1)
+    return images.permute(0, 3, 1, 2).float().sub_(mean).mul_(scale)

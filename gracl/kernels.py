@@ -1,0 +1,90 @@
+"""Compiled row kernels and the threads that run them.
+
+A kernel is a function of a run of rows, compiled without Python's lock. Every row is computed by one thread, in one
+order, so no result depends on how many threads there are or where the runs are cut. Plain threads are used instead of
+numba's own: they hold no global state, survive a fork, and can tell how far they are.
+"""
+
+import typing
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import torch
+
+from gracl.errors import ConfigError, expected
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+
+_MOST_ROWS = 4096
+
+
+def compiled(function: F) -> F:
+    """Compiles a kernel with numba and keeps the machine code on disk.
+
+    Sums may be regrouped into vector lanes, in the same way for every row; NaN and infinity keep their meaning. Put
+    `@typing.no_type_check` below it: the shape checks of the tests cannot look into compiled code.
+    """
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract"}}
+    try:
+        return cast(F, numba.njit(cache=True, **options)(function))
+    except RuntimeError:
+        # No folder is writable (neither the package's nor the home's): compile anew in each process.
+        return cast(F, numba.njit(**options)(function))
+
+
+def over_rows(
+    kernel: Callable[[int, int], T], rows: int, *, threads: int = 0, progress: Progress | None = None
+) -> list[T]:
+    """Runs `kernel(start, stop)` over all rows, several runs at a time, and returns what they gave, in order.
+
+    Args:
+        kernel: works on rows start..stop-1; has to leave Python's lock for threads to help.
+        rows: how many there are; none calls nothing.
+        threads: 0 takes torch's number as it is.
+        progress: called with (rows done, rows) after each run, in this thread.
+
+    Raises:
+        ConfigError: `threads` below 0.
+    """
+    threads = thread_count(threads)
+    step = int(np.clip(-(-rows // (8 * threads)), 64, _MOST_ROWS))
+    starts = range(0, rows, step)
+    stops = [min(start + step, rows) for start in starts]
+    if threads == 1:
+        return [_told(kernel(start, stop), stop, rows, progress) for start, stop in zip(starts, stops, strict=True)]
+    with ThreadPoolExecutor(threads) as pool:
+        results = zip(pool.map(kernel, starts, stops), stops, strict=True)
+        return [_told(result, stop, rows, progress) for result, stop in results]
+
+
+def _told(result: T, done: int, rows: int, progress: Progress | None) -> T:
+    """The result, after telling how far the rows are."""
+    if progress:
+        progress(done, rows)
+    return result
+
+
+def thread_count(threads: int) -> int:
+    """`threads` itself, or torch's number for 0 (it follows OMP_NUM_THREADS, which Ray sets for its actors).
+
+    Raises:
+        ConfigError: `threads` below 0.
+    """
+    if threads < 0:
+        raise ConfigError(expected("threads >= 0", threads, "give the number of threads, or 0 for torch's own"))
+    return threads or torch.get_num_threads()
+
+
+@compiled
+@typing.no_type_check
+def dot(a, b):
+    """Inner product of two vectors, summed in double precision: equal for copies of a row, and in either order."""
+    total = 0.0
+    for i in range(a.size):
+        total += np.float64(a[i]) * np.float64(b[i])
+    return total

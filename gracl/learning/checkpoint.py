@@ -1,0 +1,204 @@
+"""What a run leaves at an epoch's end: written whole or not at all, read back or refused.
+
+An epoch depends on weights, optimizer and epoch number alone (architecture.md 5.11), so that is what is saved. Banks,
+labels and generators are not: the next epoch makes its own.
+"""
+
+import os
+import uuid
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gracl.errors import CheckpointError, expected
+from gracl.learning.encoder import Encoder, build_encoder, load_exactly
+
+STATE_FILE = "state.pt"
+SCHEMA = 1
+ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A run at the end of an epoch. Tensors apart, every value is plain (None, bool, int, float, str, list, dict).
+
+    Attributes:
+        epoch: epochs completed; also the number of the next one, counted from 0.
+        model: state dict of the encoder.
+        optimizer: state dict of the optimizer.
+        best: best figure so far (share, mAP), None before the first evaluation.
+        best_epoch: epochs completed when it was reached.
+        recipe: every setting of the run under its dotted name.
+        encoder: `Encoder.options`.
+        view: {"height": pixels, "width": pixels} of the images the encoder was trained on.
+        history: the figures of every epoch completed, by name.
+    """
+
+    epoch: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    best: float | None
+    best_epoch: int | None
+    recipe: dict[str, object]
+    encoder: dict[str, Any]
+    view: dict[str, int]
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @staticmethod
+    def fresh(encoder: Encoder, recipe: Mapping[str, object], *, height: int, width: int) -> "TrainState":
+        """Before the first epoch: no weights yet, those of `encoder` as it is will be used."""
+        view = {"height": height, "width": width}
+        return TrainState(0, {}, {}, None, None, dict(recipe), dict(encoder.options), view)
+
+    def after(
+        self, figures: dict[str, float], *, encoder: Encoder, optimizer: torch.optim.Optimizer, score: str = "val/mAP"
+    ) -> "TrainState":
+        """The state one epoch later. The tensors are those of encoder and optimizer, not copies: save before they move.
+
+        Args:
+            figures: the epoch's, by name; `score` decides whether it is the best, where it is among them.
+        """
+        epoch, best, best_epoch = self.epoch + 1, self.best, self.best_epoch
+        if score in figures and (best is None or figures[score] > best):
+            best, best_epoch = figures[score], epoch
+        return replace(
+            self,
+            epoch=epoch,
+            model=encoder.state_dict(),
+            optimizer=optimizer.state_dict(),
+            best=best,
+            best_epoch=best_epoch,
+            history=[*self.history, figures],
+        )
+
+
+def save_state(state: TrainState, folder: str | Path) -> Path:
+    """Writes `state.pt` into a folder, which is made where it is missing; returns the file's path.
+
+    The file appears under its name only when it is complete and on the disk; one that was there is replaced.
+
+    Raises:
+        CheckpointError: a value that is not plain, which could be written but never be read back without running code.
+    """
+    payload = {"schema": SCHEMA} | {name.name: getattr(state, name.name) for name in fields(state)}
+    _check_plain(payload, "state")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    target = Path(folder) / STATE_FILE
+    part = target.with_name(f".{STATE_FILE}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as stream:
+            torch.save(payload, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def load_state(folder: str | Path) -> TrainState:
+    """Reads what `save_state` wrote, onto the CPU; takes the folder or the file. No code in the file is run.
+
+    Raises:
+        CheckpointError: missing, torn, or of another schema.
+    """
+    path = Path(folder) / STATE_FILE if Path(folder).is_dir() else Path(folder)
+    if not path.is_file():
+        raise CheckpointError(expected(f"a checkpoint at {path}", "no such file", "check the path or start a new run"))
+    payload = _read(path)
+    names = [name.name for name in fields(TrainState)]
+    if not isinstance(payload, dict) or payload.get("schema") != SCHEMA or {*payload} != {"schema", *names}:
+        came = f"schema {payload.get('schema')}" if isinstance(payload, dict) else type(payload).__name__
+        raise CheckpointError(
+            expected(f"a gracl checkpoint of schema {SCHEMA} at {path}", came, "use the version of gracl that wrote it")
+        )
+    return TrainState(**{name: payload[name] for name in names})
+
+
+def check_recipe(saved: dict[str, object], wanted: dict[str, object], *, ignore: tuple[str, ...] = ()) -> None:
+    """Refuses to go on with a run under other settings than it was begun with.
+
+    Args:
+        saved: the settings of the checkpoint, by dotted name.
+        wanted: the settings asked for now.
+        ignore: names that may differ; a section ("tracking") stands for all names under it.
+
+    Raises:
+        CheckpointError: lists each setting that differs with both values; one that is not there is "absent".
+    """
+    names = sorted(name for name in {*saved, *wanted} if not _ignored(name, ignore))
+    differing = [
+        f"{name}: {saved.get(name, ABSENT)!r} in the checkpoint, {wanted.get(name, ABSENT)!r} now"
+        for name in names
+        if _listed(saved.get(name, ABSENT)) != _listed(wanted.get(name, ABSENT))
+    ]
+    if differing:
+        raise CheckpointError(
+            expected("the settings of the checkpoint", "; ".join(differing), "give the old settings or a new run name")
+        )
+
+
+def load_encoder(source: str | Path) -> tuple[Encoder, dict[str, int]]:
+    """Rebuilds the encoder of a checkpoint, in evaluation mode on the CPU, and the view it wants.
+
+    Args:
+        source: a folder with `state.pt`, or such a file.
+
+    Returns:
+        The encoder, and {"height": pixels, "width": pixels}.
+
+    Raises:
+        CheckpointError: missing, torn, of another schema, or weights that do not fit the encoder described.
+    """
+    state = load_state(source)
+    encoder = build_encoder(**state.encoder)
+    load_exactly(encoder, state.model, source=str(source))
+    return encoder.eval(), state.view
+
+
+def _read(path: Path) -> object:
+    """Unpacks the file; its checksums first, because torch reads a flipped bit without a word."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()
+        if torn is not None:
+            raise zipfile.BadZipFile(f"wrong checksum in {torn}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no checkpoint can fail in the readers in any way
+        raise CheckpointError(
+            expected(
+                f"a whole checkpoint at {path}",
+                f"{type(error).__name__}: {error}",
+                "resume from an older checkpoint or start a new run",
+            )
+        ) from error
+
+
+def _check_plain(value: object, place: str) -> None:
+    """Refuses anything that a reader without pickled code could not build again (a NumPy number, a path)."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(key, f"{place} key")
+            _check_plain(item, f"{place}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{place}[{number}]")
+    elif not (value is None or isinstance(value, Tensor) or type(value) in (bool, int, float, str)):
+        raise CheckpointError(
+            expected(f"a plain value at {place}", type(value).__name__, "convert it to int, float, str, list or dict")
+        )
+
+
+def _ignored(name: str, ignore: tuple[str, ...]) -> bool:
+    """Whether a setting, or a section it is in, stands in the list."""
+    return any(name == entry or name.startswith(f"{entry}.") for entry in ignore)
+
+
+def _listed(value: object) -> object:
+    """The value with tuples as lists: files know no tuples."""
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value

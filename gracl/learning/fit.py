@@ -1,0 +1,318 @@
+"""THE EPOCH, and the ports it asks for.
+
+An epoch of GRACL is four lines: scan the images into features, relate the features into labels and proxies, plan which
+image is learnt when, pick and train. They are written here once; `gracl.local` and `gracl.runtime` bring the ports.
+An epoch starts from weights, optimizer and epoch number alone, so a crash costs at most the epoch under way.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy import ndarray
+from torch import Tensor, nn
+
+from gracl.errors import NonFiniteLoss, expected
+from gracl.learning.checkpoint import TrainState
+from gracl.learning.encoder import Encoder
+from gracl.learning.losses import ProxyContrast
+from gracl.learning.optim import set_rate
+from gracl.types import Assignment, Batch, EpochReport, FeatureTable, Plan, RetrievalReport
+
+
+class Batches(Protocol):
+    """Where pictures come from. Every rank gets its own share; no batch carries a label."""
+
+    def images(self, split: str) -> int:
+        """How many images a split has."""
+        ...
+
+    def scan(self, split: str) -> Iterator[Batch]:
+        """This rank's share of a split, every image once, seen plainly."""
+        ...
+
+    def picks(self, plan: Plan) -> Iterator[Batch]:
+        """This rank's share of a plan, seen as training images."""
+        ...
+
+
+class Relator(Protocol):
+    """Where the whole set meets. Each call waits until all ranks have handed in their part."""
+
+    def relate(self, epoch: int, part: FeatureTable) -> Assignment:
+        """Labels and proxies of the train split."""
+        ...
+
+    def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
+        """How well queries find their gallery."""
+        ...
+
+
+class Ranks(Protocol):
+    """The processes that learn together."""
+
+    rank: int
+    size: int
+
+    def parallel(self, encoder: Encoder) -> nn.Module:
+        """The encoder so wrapped that backward averages gradients over the ranks."""
+        ...
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, in order of rank, on every rank."""
+        ...
+
+    def average(self, values: Tensor) -> Tensor:
+        """The mean over the ranks."""
+        ...
+
+    def share_buffers(self, encoder: Encoder) -> None:
+        """Gives every rank the buffers (running statistics) of rank 0."""
+        ...
+
+
+Planner = Callable[[int, Int64[ndarray, "images"]], Plan]
+Reporter = Callable[[EpochReport, TrainState], None]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The names of the splits; query and gallery may both be empty: then nothing is judged."""
+
+    train: str = "train"
+    query: str = ""
+    gallery: str = ""
+
+
+def fit(
+    state: TrainState,
+    *,
+    encoder: Encoder,
+    criterion: ProxyContrast,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    relator: Relator,
+    ranks: Ranks,
+    planner: Planner,
+    rate: Callable[[int], float],
+    reporter: Reporter,
+    progress: Progress,
+    splits: Splits,
+    epochs: int,
+    eval_every: int = 10,
+    eval_untrained: bool = True,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    clip_norm: float = 0.0,
+) -> TrainState:
+    """Trains from `state` (whose weights are loaded here when it has seen an epoch) until `epochs` are done.
+
+    Longer than our rule for functions because it is the page on which the method is read.
+
+    Args:
+        state: where to start; `state.epoch` epochs are done already.
+        planner: (epoch, labels) -> plan; pure, so that every rank plans the same.
+        rate: epoch -> learning rate.
+        reporter: called once an epoch with its report and the state to keep.
+        progress: called with (phase, done, total) as work goes on.
+        epochs: epochs in all.
+        eval_every: epochs between evaluations; the last is always judged.
+
+    Returns:
+        The state after the last epoch.
+
+    Raises:
+        NonFiniteLoss: on all ranks, before any of them takes the step.
+        ClusteringCollapsed: from the relator.
+    """
+    device = next(encoder.parameters()).device
+    casting = autocast(device, precision)
+    if state.epoch:
+        encoder.load_state_dict(state.model)
+        optimizer.load_state_dict(state.optimizer)
+    judged = bool(splits.query)
+
+    def describe(split: str, phase: str) -> FeatureTable:
+        return encode(
+            encoder, batches.scan(split), casting, watched(progress, phase, batches.images(split), ranks.size)
+        )
+
+    def judge(epoch: int) -> RetrievalReport:
+        return relator.judge(epoch, describe(splits.query, "query"), describe(splits.gallery, "gallery"))
+
+    untrained = judge(0) if judged and eval_untrained and not state.epoch else None
+    learner = ranks.parallel(encoder)
+    for epoch in range(state.epoch, epochs):
+        clock = Clock()
+        set_rate(optimizer, rate(epoch))
+        part = describe(splits.train, "scan")
+        clock.lap("scan")
+        assignment = relator.relate(epoch, part)
+        clock.lap("relate")
+        plan = planner(epoch, assignment.labels)
+        criterion.begin_epoch(assignment, device)
+        clock.lap("plan")
+        losses = train_epoch(
+            learner,
+            criterion,
+            optimizer,
+            batches.picks(plan),
+            torch.from_numpy(assignment.labels[plan.tickets]).to(device),
+            ranks,
+            casting,
+            clip_norm,
+            progress,
+        )
+        ranks.share_buffers(encoder)
+        clock.lap("train")
+        retrieval = judge(epoch + 1) if judged and ((epoch + 1) % eval_every == 0 or epoch + 1 == epochs) else None
+        clock.lap("judge")
+        report = describe_epoch(epoch, losses, assignment, plan, clock, retrieval, untrained)
+        state = state.after(report.metrics(), encoder=encoder, optimizer=optimizer)
+        reporter(report, state)
+        untrained = None
+    return state
+
+
+def train_epoch(
+    learner: nn.Module,
+    criterion: ProxyContrast,
+    optimizer: torch.optim.Optimizer,
+    picks: Iterator[Batch],
+    targets: Int64[Tensor, "steps batch"],
+    ranks: Ranks,
+    casting: AbstractContextManager[object],
+    clip_norm: float,
+    progress: Progress,
+) -> Float[Tensor, "3"]:
+    """One pass over the plan: pick, pull to the proxies, step, move the proxies.
+
+    `targets` holds the labels of the whole plan, so each rank knows those of the others' images without asking.
+
+    Returns:
+        The mean loss, inter-ID term and intra-ID term over steps and ranks.
+    """
+    learner.train()
+    device, parameters = targets.device, [weight for weight in learner.parameters() if weight.requires_grad]
+    steps, part = targets.shape[0], targets.shape[1] // ranks.size
+    mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
+    sums, done = torch.zeros(3, device=device), 0
+    for batch in picks:
+        images = to_device(batch, device)
+        with casting:
+            features = learner(images)
+        terms = criterion(features, targets[batch.ticket, mine])
+        optimizer.zero_grad(set_to_none=True)
+        terms.loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)
+        # Gradients are averages over the ranks by now: a bad loss anywhere is a bad norm everywhere.
+        if not torch.isfinite(norm):
+            raise NonFiniteLoss(
+                expected(
+                    "a finite loss and gradient",
+                    f"loss {terms.loss.item():.4g}, gradient norm {norm.item():.4g} at epoch {batch.epoch}, "
+                    f"step {batch.ticket} (rank {ranks.rank})",
+                    "lower optim.rate, raise the temperatures, or set clip_norm; the last checkpoint is untouched",
+                )
+            )
+        optimizer.step()
+        criterion.update(ranks.gather(features.detach()), targets[batch.ticket])
+        sums += torch.stack([terms.loss, terms.inter, terms.intra]).detach()
+        done += 1
+        progress("train", done, steps)
+    if done != steps:
+        raise RuntimeError(f"our mistake: the plan has {steps} steps, {done} came")
+    return ranks.average(sums / steps)
+
+
+@torch.inference_mode()
+def encode(
+    encoder: Encoder,
+    scan: Iterator[Batch],
+    casting: AbstractContextManager[object],
+    progress: Callable[[int], None],
+) -> FeatureTable:
+    """The features of a scan, in eval mode; each keeps the index of its image."""
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    indices, features, done = [np.zeros(0, np.int64)], [np.zeros((0, encoder.feature_size), np.float32)], 0
+    for batch in scan:
+        with casting:
+            rows = encoder(to_device(batch, device))
+        indices.append(batch.indices)
+        features.append(rows.float().cpu().numpy())
+        done += len(batch.indices)
+        progress(done)
+    return FeatureTable(np.concatenate(indices), np.concatenate(features))
+
+
+def to_device(batch: Batch, device: torch.device) -> Float[Tensor, "rows 3 height width"]:
+    """Pixels travel as bytes and become numbers on the device: a quarter of the traffic."""
+    images = torch.from_numpy(batch.images)
+    if device.type == "cuda":
+        images = images.pin_memory().to(device, non_blocking=True)
+    return normalise(images)
+
+
+def normalise(images: Tensor) -> Float[Tensor, "rows 3 height width"]:
+    """uint8 pixels [rows, height, width, 3] to floats with the mean and spread of ImageNet."""
+    mean = torch.tensor([0.485, 0.456, 0.406], device=images.device) * 255
+    spread = torch.tensor([0.229, 0.224, 0.225], device=images.device) * 255
+    return ((images.float() - mean) / spread).permute(0, 3, 1, 2)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """bfloat16 where asked for, and by default on a GPU; float32 otherwise. Can be entered again and again."""
+    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext()
+
+
+def watched(progress: Progress, phase: str, images: int, ranks: int) -> Callable[[int], None]:
+    """A rank's count of images as the progress of all, since the ranks go in step."""
+    return lambda done: progress(phase, min(done * ranks, images), images)
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """Everything since the last lap belongs to `phase`."""
+        now = time.perf_counter()
+        self.seconds[phase], self.last = now - self.last, now
+        self.seconds["epoch"] = now - self.started
+
+
+def describe_epoch(
+    epoch: int,
+    losses: Float[Tensor, "3"],
+    assignment: Assignment,
+    plan: Plan,
+    clock: Clock,
+    retrieval: RetrievalReport | None,
+    untrained: RetrievalReport | None,
+) -> EpochReport:
+    """The report of an epoch from what its four lines returned."""
+    loss, inter, intra = losses.tolist()
+    return EpochReport(
+        epoch=epoch,
+        loss=loss,
+        inter_loss=inter,
+        intra_loss=intra,
+        clusters=assignment.clusters,
+        noise_fraction=float((assignment.labels < 0).mean()),
+        images_per_second=plan.tickets.size / clock.seconds["train"],
+        seconds=clock.seconds,
+        stats=assignment.stats,
+        retrieval=retrieval,
+        untrained=untrained,
+    )

@@ -1,0 +1,155 @@
+"""GRACL in one process, without Ray: the reference that the cluster is held against, and a library for small sets.
+
+`fit` is `learning.fit.fit` with the ports filled by open stores and direct calls. One Ray worker gives bit-equal
+results (`tests/ray/test_parity.py`).
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gracl.images.batches import MappedBatches
+from gracl.images.plans import identity_plan
+from gracl.images.shards import ShardStore
+from gracl.images.views import eval_view, train_view
+from gracl.learning.checkpoint import TrainState
+from gracl.learning.encoder import Encoder
+from gracl.learning.fit import Progress, Reporter, Splits
+from gracl.learning.fit import fit as fit_ports
+from gracl.learning.losses import ProxyContrast
+from gracl.relations.relate import relate
+from gracl.retrieval.metrics import evaluate_retrieval
+from gracl.types import Assignment, FeatureTable, Identities, RetrievalReport
+
+
+class OneRank:
+    """The `Ranks` port of a process that learns alone."""
+
+    rank = 0
+    size = 1
+
+    def parallel(self, encoder: Encoder) -> nn.Module:
+        """The encoder as it is."""
+        return encoder
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows as they are."""
+        return rows
+
+    def average(self, values: Tensor) -> Tensor:
+        """The values as they are."""
+        return values
+
+    def share_buffers(self, encoder: Encoder) -> None:
+        """Nothing to share."""
+
+
+class DirectRelator:
+    """The `Relator` port as plain calls.
+
+    Args:
+        images: images of the train split.
+        query, gallery: who is on the images of these splits; None where nothing is judged.
+        options: of `relations.relate.relate`.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        *,
+        query: Identities | None = None,
+        gallery: Identities | None = None,
+        **options: Any,
+    ) -> None:
+        self._images, self._query, self._gallery, self._options = images, query, gallery, options
+
+    def relate(self, epoch: int, part: FeatureTable) -> Assignment:
+        """Labels and proxies from the one part there is."""
+        return relate(FeatureTable.gather([part], self._images), epoch=epoch, **self._options)
+
+    def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
+        """mAP and CMC of the one part there is."""
+        if self._query is None or self._gallery is None:
+            raise RuntimeError("our mistake: nothing to judge by")
+        return evaluate_retrieval(
+            FeatureTable.gather([query], len(self._query.object_ids)),
+            FeatureTable.gather([gallery], len(self._gallery.object_ids)),
+            query_identities=self._query,
+            gallery_identities=self._gallery,
+        )
+
+
+def fit(
+    stores: Mapping[str, ShardStore],
+    *,
+    encoder: Encoder,
+    criterion: ProxyContrast,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    rate: Callable[[int], float],
+    splits: Splits,
+    height: int,
+    width: int,
+    views: Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    relations: Mapping[str, Any] | None = None,
+    camera_balanced: bool = False,
+    scan_batch: int = 256,
+    decode_threads: int = 2,
+    seed: int = 0,
+    reporter: Reporter = lambda report, state: None,
+    progress: Progress = lambda phase, done, total: None,
+    **options: Any,
+) -> TrainState:
+    """Trains in this process.
+
+    Args:
+        stores: open stores by name of split.
+        state: where to start, e.g. `TrainState.fresh(...)` or a loaded one.
+        rate: epoch -> learning rate.
+        views, sampling, relations: options of `train_view`, `identity_plan` and `relate`.
+        camera_balanced: companions from other cameras where possible.
+        options: `epochs`, `eval_every`, `eval_untrained`, `precision`, `clip_norm` of `learning.fit.fit`.
+
+    Returns:
+        The state after the last epoch.
+    """
+    train = stores[splits.train]
+    size = {"height": height, "width": width}
+    batches = MappedBatches(
+        stores,
+        train=splits.train,
+        eval_view=partial(eval_view, **size),
+        train_view=partial(train_view, **size, **(views or {})),
+        **size,
+        scan_batch=scan_batch,
+        seed=seed,
+        threads=decode_threads,
+    )
+    relator = DirectRelator(
+        len(train),
+        query=stores[splits.query].identities() if splits.query else None,
+        gallery=stores[splits.gallery].identities() if splits.gallery else None,
+        **(relations or {}),
+    )
+    cameras = train.camera_ids() if camera_balanced else None
+    return fit_ports(
+        state,
+        encoder=encoder,
+        criterion=criterion,
+        optimizer=optimizer,
+        batches=batches,
+        relator=relator,
+        ranks=OneRank(),
+        planner=lambda epoch, labels: identity_plan(
+            labels, epoch=epoch, cameras=cameras, seed=seed, **(sampling or {})
+        ),
+        rate=rate,
+        reporter=reporter,
+        progress=progress,
+        splits=splits,
+        **options,
+    )

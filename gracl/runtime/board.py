@@ -1,0 +1,81 @@
+"""The board of a run: the plan that is being read, and how far the work is.
+
+One small actor without resources. Rank 0 posts the reading that all ranks are about to begin; the stream asks for it
+when an execution starts. Ranks and the relation actor post their progress; the driver shows it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from gracl.errors import GraclError
+from gracl.types import Plan
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One pass of all ranks over a plan. `number` counts the readings, so that no two can be mixed."""
+
+    number: int
+    split: str
+    plan: Plan
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds the latest reading, the latest progress and the figures of the epochs done since the run began."""
+
+    def __init__(self) -> None:
+        self._reading: Reading | None = None
+        self._progress: tuple[str, int, int] = ("start", 0, 0)
+        self._epochs: list[dict[str, float]] = []
+        self._refusal: GraclError | None = None
+
+    def post(self, reading: Reading) -> None:
+        """Rank 0 says what is read next."""
+        self._reading = reading
+
+    def reading(self) -> Reading | None:
+        """What is being read; None before the first reading."""
+        return self._reading
+
+    def advance(self, phase: str, done: int, total: int) -> None:
+        """Somebody says how far the present phase is."""
+        self._progress = (phase, done, total)
+
+    def close_epoch(self, metrics: dict[str, float]) -> None:
+        """Rank 0 says what an epoch has done."""
+        self._epochs.append(metrics)
+
+    def refuse(self, error: GraclError) -> None:
+        """A rank says why the run cannot go on, however often it were restarted. The first reason stays."""
+        self._refusal = self._refusal or error
+
+    def refusal(self) -> GraclError | None:
+        """Why the run cannot go on; None while it can."""
+        return self._refusal
+
+    def look(self, seen: int) -> tuple[tuple[str, int, int], list[dict[str, float]]]:
+        """The present progress, and the epochs after the first `seen`."""
+        return self._progress, self._epochs[seen:]
+
+
+def throttled(board: Any, every: float = 0.5) -> Callable[[str, int, int], None]:
+    """A progress function that posts to the board at most every half second, and always at a phase's end."""
+    last = 0.0
+
+    def advance(phase: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every or done >= total:
+            last = now
+            board.advance.remote(phase, done, total)
+
+    return advance
+
+
+def silent(phase: str, done: int, total: int) -> None:
+    """The progress function of ranks that need not speak, since all go in step."""

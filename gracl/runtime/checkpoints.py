@@ -1,0 +1,47 @@
+"""Checkpoints by URI: `learning/checkpoint.py` reads folders of this machine, runs may be kept elsewhere."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gracl.errors import CheckpointError, expected
+from gracl.images import storage
+from gracl.learning.checkpoint import STATE_FILE, TrainState, load_encoder, load_state
+from gracl.learning.encoder import Encoder
+
+
+def load_run_state(uri: str) -> TrainState:
+    """The state in a checkpoint's folder.
+
+    Raises:
+        CheckpointError: missing, torn, or of another schema.
+    """
+    with _near(uri) as path:
+        return load_state(path)
+
+
+def load_model(uri: str) -> tuple[Encoder, dict[str, int]]:
+    """The encoder of a checkpoint, in eval mode, and the height and width it wants.
+
+    Args:
+        uri: the checkpoint's folder, or its `state.pt`.
+
+    Raises:
+        CheckpointError: missing, torn, or of another schema.
+    """
+    with _near(uri) as path:
+        return load_encoder(path)
+
+
+@contextmanager
+def _near(uri: str) -> Iterator[Path]:
+    if storage.is_local(uri):
+        yield storage.local_path(uri)
+        return
+    file = uri if uri.endswith(STATE_FILE) else storage.join(uri, STATE_FILE)
+    if not storage.exists(file):
+        raise CheckpointError(expected(f"a checkpoint at {file}", "no such file", "check the URI"))
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, STATE_FILE).write_bytes(storage.read_bytes(file))
+        yield Path(folder)

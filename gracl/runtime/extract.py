@@ -1,0 +1,168 @@
+"""extract(config): the features of a split, described by as many Ray actors as asked for, written as Arrow files.
+
+No Ray Train here: nothing is learnt, so chunks of the split can go to whoever is free, and a lost actor's chunk is
+simply described again.
+"""
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.util import ActorPool
+
+from gracl.config import CheckpointConfig, ExtractConfig, Scale
+from gracl.errors import ConfigError, expected
+from gracl.images import storage
+from gracl.images.loading import load, share_tickets
+from gracl.images.manifests import read_manifest
+from gracl.images.plans import scan_plan
+from gracl.images.shards import ShardStore
+from gracl.images.views import eval_view
+from gracl.learning.encoder import Encoder
+from gracl.learning.fit import autocast, encode
+from gracl.runtime.checkpoints import load_model
+from gracl.runtime.session import Demand, session
+from gracl.runtime.terminal import Progress, say
+from gracl.types import FeatureTable, Plan
+
+CHUNK_TICKETS = 8
+FEATURES_SCHEMA = 1
+
+
+@ray.remote(max_restarts=2, max_task_retries=2)
+class Describer:
+    """An encoder that lives on some node and describes chunks of a split.
+
+    Args:
+        model: encoder and its view, from the object store.
+        root, split, cache: of the shards.
+        batch: images at a time.
+    """
+
+    def __init__(
+        self,
+        model: tuple[Encoder, dict[str, int]],
+        *,
+        root: str,
+        split: str,
+        cache: str | None,
+        batch: int,
+        precision: str,
+        threads: int,
+        decode_threads: int,
+    ) -> None:
+        torch.set_num_threads(threads)
+        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        self._encoder, self._size = model[0].to(device), model[1]
+        self._store = ShardStore.open(root, split, cache=cache)
+        self._casting = autocast(device, precision)
+        self._batch, self._decode_threads = batch, decode_threads
+
+    def describe(self, chunk: tuple[int, int]) -> FeatureTable:
+        """The features of the tickets from `chunk[0]` up to `chunk[1]` of the split's scan."""
+        tickets = scan_plan(len(self._store), self._batch).tickets[chunk[0] : chunk[1]]
+        scan = load(
+            share_tickets(self._store.read, Plan(epoch=0, tickets=tickets)),
+            partial(eval_view, **self._size),
+            **self._size,
+            seed=None,
+            threads=self._decode_threads,
+        )
+        return encode(self._encoder, scan, self._casting, lambda done: None)
+
+
+def describe_split(config: CheckpointConfig, model: Any, split: str) -> Iterator[FeatureTable]:
+    """The features of a split in parts, in whatever order they come, with progress on the terminal.
+
+    Args:
+        model: reference to (encoder, view) in the object store.
+    """
+    scale, root = config.scale, storage.absolute(config.data.root)
+    images = read_manifest(root, split).num_images
+    tickets = -(-images // config.batch)
+    chunks = [(first, min(first + CHUNK_TICKETS, tickets)) for first in range(0, tickets, CHUNK_TICKETS)]
+    actors = [
+        Describer.options(num_cpus=scale.worker_cpus, num_gpus=scale.worker_gpus).remote(
+            model,
+            root=root,
+            split=split,
+            cache=config.data.cache,
+            batch=config.batch,
+            precision=config.precision,
+            threads=scale.worker_threads,
+            decode_threads=scale.decode_threads,
+        )
+        for _ in range(min(scale.workers, len(chunks)))
+    ]
+    with Progress(f"describe {split}", images) as progress:
+        for part in ActorPool(actors).map_unordered(lambda actor, chunk: actor.describe.remote(chunk), chunks):
+            progress.add(len(part.indices))
+            yield part
+
+
+def extract(config: ExtractConfig) -> dict[str, Any]:
+    """Describes one split and writes `features-*.arrow` (index, feature) and, last, `manifest.json`.
+
+    Returns:
+        Folder, images, feature size, seconds.
+
+    Raises:
+        ConfigError, ShardError, CheckpointError: before Ray starts.
+    """
+    started = time.perf_counter()
+    checked, out = check(config, [config.split]), storage.absolute(config.out)
+    if storage.exists(storage.join(out, "manifest.json")):
+        raise ConfigError(expected("a new folder for features", f"{out}, which holds some", "choose another out="))
+    files, images, dim = [], 0, checked[0].feature_size
+    with session(demand(config.scale)):
+        for number, part in enumerate(describe_split(config, ray.put(checked), config.split)):
+            files.append(f"features-{number:05}.arrow")
+            storage.write_bytes(storage.join(out, files[-1]), table_bytes(part))
+            images += len(part.indices)
+    manifest = {
+        "schema_version": FEATURES_SCHEMA,
+        "split": config.split,
+        "images": images,
+        "feature_size": dim,
+        "files": files,
+        "checkpoint": storage.absolute(config.checkpoint),
+        "data_digest": read_manifest(storage.absolute(config.data.root), config.split).digest,
+    }
+    storage.write_bytes(storage.join(out, "manifest.json"), json.dumps(manifest, indent=1).encode())
+    say(f"{images} features of size {dim} in {out}")
+    return {"out": out, "images": images, "feature_size": dim, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def table_bytes(part: FeatureTable) -> memoryview:
+    """A part as an Arrow file: `index` int64, `feature` fixed-size list of float32."""
+    flat = pa.array(np.ascontiguousarray(part.features).reshape(-1), pa.float32())
+    feature = pa.FixedSizeListArray.from_arrays(flat, part.features.shape[1])
+    table = pa.table({"index": part.indices, "feature": feature})
+    stream = io.BytesIO()
+    with pa.ipc.new_file(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getbuffer()
+
+
+def check(config: CheckpointConfig, splits: list[str]) -> tuple[Encoder, dict[str, int]]:
+    """The checkpoint's encoder and view; refuses what cannot be run before Ray starts."""
+    root = storage.absolute(config.data.root)
+    for split in splits:
+        if not storage.exists(storage.join(root, split, "manifest.json")):
+            raise ConfigError(
+                expected(f"a split named {split!r} in {root}", f"splits {storage.names_in(root)}", "see data.root")
+            )
+        read_manifest(root, split)
+    return load_model(storage.absolute(config.checkpoint))
+
+
+def demand(scale: Scale) -> Demand:
+    """What describing holds of the cluster at one time."""
+    return Demand(scale.workers * scale.worker_cpus, scale.workers * scale.worker_gpus, f"{scale.workers} workers")

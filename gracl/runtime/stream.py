@@ -1,0 +1,202 @@
+"""plan -> Ray Data -> batches: the stream of encoded images that feeds the ranks.
+
+One dataset serves the whole run. Its source is the plan itself: whenever the ranks begin to iterate, Ray Data asks
+`PlanSource` for its read tasks, and these are the present reading's tickets, cut by rank. A task fetches the *encoded*
+bytes of several tickets from the shards; the ranks decode and augment in threads (an image is eight times smaller on
+the way). One row is one rank's part of one ticket, so the equal split of Ray Train can drop or shorten nothing, and
+each row says which reading, ticket and rank it is for: a row that is not what the plan says is an error.
+
+Measured (docs/decisions/0003): few large blocks, and no second dataset for scans, since every dataset costs a
+coordinator process and every block about 20 ms.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from jaxtyping import Int64
+from numpy import ndarray
+from ray.data import DataContext, Dataset, Datasource, ExecutionOptions, ReadTask
+from ray.data.block import BlockMetadata
+from ray.train import DataConfig
+
+from gracl.errors import StreamError, expected
+from gracl.images.loading import Ticket, View, load
+from gracl.images.plans import scan_plan
+from gracl.images.shards import ShardStore
+from gracl.runtime.board import Reading
+from gracl.types import EMPTY, Batch, Plan
+
+STREAM = "images"
+BLOCK_TICKETS = 8
+BLOCK_BYTES = 32 << 20
+
+
+class PlanSource(Datasource):  # type: ignore[misc]
+    """The present reading on the board, as read tasks: task b holds consecutive tickets of rank b modulo ranks.
+
+    Args:
+        board: the run's `Board`.
+        root, cache: where the shards are, and the node-local folder for those of a remote root.
+        ranks: how many ranks read.
+        image_bytes: mean size of an encoded image, by which tickets are packed into blocks.
+    """
+
+    def __init__(self, board: Any, *, root: str, cache: str | None, ranks: int, image_bytes: float) -> None:
+        self._board, self._root, self._cache = board, root, cache
+        self._ranks, self._image_bytes = ranks, image_bytes
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown: it differs from reading to reading, and blocks must not be split."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """The tasks of the present reading; none before the first."""
+        reading: Reading | None = ray.get(self._board.reading.remote())
+        if reading is None:
+            return []
+        tickets, batch = reading.plan.tickets.shape
+        size = max(1, min(BLOCK_TICKETS, int(BLOCK_BYTES / (self._image_bytes * batch / self._ranks))))
+        return [
+            self._task(reading, rank, range(first, min(first + size, tickets)))
+            for first in range(0, tickets, size)
+            for rank in range(self._ranks)
+        ]
+
+    def _task(self, reading: Reading, rank: int, steps: range) -> ReadTask:
+        indices = reading.plan.share(rank, self._ranks)[steps.start : steps.stop]
+        fetch = partial(
+            fill, self._root, reading.split, self._cache, (reading.number, rank), np.asarray(steps, np.int64), indices
+        )
+        size = int(self._image_bytes * indices.size)
+        return ReadTask(fetch, BlockMetadata(num_rows=len(steps), size_bytes=size, exec_stats=None, input_files=None))
+
+
+def fill(
+    root: str,
+    split: str,
+    cache: str | None,
+    mark: tuple[int, int],
+    tickets: Int64[ndarray, "rows"],
+    indices: Int64[ndarray, "rows places"],
+) -> list[pa.Table]:
+    """One block: for every ticket its indices and the encoded bytes of its images, in one column of lists."""
+    store = ShardStore.open(root, split, cache=cache)
+    number, rank = mark
+    images = [store.read(row[row != EMPTY]) for row in indices]
+    ends = np.cumsum([0, *(len(row) for row in images)], dtype=np.int32)
+    flat = pa.array([image for row in images for image in row], pa.large_binary())
+    block = {
+        "reading": np.full(len(tickets), number),
+        "rank": np.full(len(tickets), rank),
+        "ticket": tickets,
+        "indices": pa.array(list(indices), pa.list_(pa.int64())),
+        "images": pa.ListArray.from_arrays(pa.array(ends), flat),
+    }
+    return [pa.table(block)]
+
+
+def open_stream(
+    board: Any, *, root: str, cache: str | None, ranks: int, image_bytes: float, task_cpus: float
+) -> tuple[dict[str, Dataset], DataConfig]:
+    """The run's one dataset and how Ray Train must split it, as keyword values for `TorchTrainer`."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = None  # a block that is split would go to two ranks
+    source = PlanSource(board, root=root, cache=cache, ranks=ranks, image_bytes=image_bytes)
+    dataset = ray.data.read_datasource(source, num_cpus=task_cpus, override_num_blocks=1)
+    # Blocks go round the ranks in order only with order preserved and without regard to where they lie.
+    order = DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
+    return {STREAM: dataset}, order
+
+
+class StreamBatches:
+    """One rank's end of the stream; the `Batches` port of `learning/fit.py`.
+
+    Args:
+        stream: this rank's part of the dataset.
+        board: the run's `Board`.
+        sizes: images by name of split.
+        barrier: waits for all ranks. No reading may be posted before every rank has emptied the one before.
+    """
+
+    def __init__(
+        self,
+        stream: Any,
+        board: Any,
+        *,
+        sizes: Mapping[str, int],
+        barrier: Callable[[], None],
+        train: str,
+        eval_view: View,
+        train_view: View,
+        height: int,
+        width: int,
+        scan_batch: int = 256,
+        seed: int = 0,
+        threads: int = 2,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self._stream, self._board, self._sizes, self._barrier = stream, board, sizes, barrier
+        self._train, self._eval_view, self._train_view = train, eval_view, train_view
+        self._scan_batch, self._seed, self._rank, self._ranks = scan_batch, seed, rank, ranks
+        self._load = partial(load, height=height, width=width, threads=threads)
+        self._number = 0
+
+    def images(self, split: str) -> int:
+        """How many images a split has."""
+        return self._sizes[split]
+
+    def scan(self, split: str) -> Iterator[Batch]:
+        """This rank's share of a split, every image once, seen plainly."""
+        plan = scan_plan(self.images(split), self._scan_batch)
+        return self._load(self._tickets(split, plan), self._eval_view, seed=None)
+
+    def picks(self, plan: Plan) -> Iterator[Batch]:
+        """This rank's share of a plan, seen as training images."""
+        return self._load(self._tickets(self._train, plan), self._train_view, seed=self._seed)
+
+    def _tickets(self, split: str, plan: Plan) -> Iterator[Ticket]:
+        self._number += 1
+        self._barrier()
+        if self._rank == 0:
+            ray.get(self._board.post.remote(Reading(self._number, split, plan)))
+        self._barrier()
+        awaited, share = 0, plan.share(self._rank, self._ranks)
+        for block in self._stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+            for row in range(block.num_rows):
+                came = tuple(block[name][row].as_py() for name in ("reading", "ticket", "rank"))
+                _check_place(came, (self._number, awaited, self._rank))
+                yield Ticket(
+                    ticket=awaited,
+                    epoch=plan.epoch,
+                    first_place=self._rank * share.shape[1],
+                    indices=share[awaited],
+                    images=[memoryview(image.as_buffer()) for image in block["images"][row].values],
+                )
+                awaited += 1
+        if awaited != len(share):
+            raise StreamError(
+                expected(
+                    f"{len(share)} tickets of {split} for rank {self._rank}",
+                    f"{awaited}",
+                    "resume the run; if it comes back, set scale.stream=mapped and report it",
+                )
+            )
+
+
+def _check_place(came: tuple[int, ...], awaited: tuple[int, int, int]) -> None:
+    if came != awaited:
+        raise StreamError(
+            expected(
+                "(reading, ticket, rank) " + str(awaited),
+                str(came),
+                "this release of Ray hands out blocks in another order: set scale.stream=mapped, and report it",
+            )
+        )

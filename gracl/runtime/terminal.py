@@ -1,0 +1,151 @@
+"""What the terminal shows while a run works: the phase, how far, how long still; and a table of its epochs.
+
+Everything goes to stderr, since a door's stdout ends with its one JSON line.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import ray
+
+COLUMNS = (
+    ("epoch", "epoch", "{:.0f}"),
+    ("mAP", "val/mAP", "{:.1%}"),
+    ("Rank-1", "val/rank1", "{:.1%}"),
+    ("loss", "train/loss", "{:.3f}"),
+    ("clusters", "cluster/number", "{:.0f}"),
+    ("noise", "cluster/noise_fraction", "{:.1%}"),
+    ("scan s", "time/scan_s", "{:.1f}"),
+    ("relate s", "time/relate_s", "{:.1f}"),
+    ("train s", "time/train_s", "{:.1f}"),
+    ("judge s", "time/judge_s", "{:.1f}"),
+    ("epoch s", "time/epoch_s", "{:.1f}"),
+)
+
+
+def say(text: str) -> None:
+    """One line to the person at the terminal."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def epoch_row(metrics: Mapping[str, float]) -> list[str]:
+    """An epoch's cells; '-' where the epoch was not judged."""
+    return [form.format(metrics[name]) if name in metrics else "-" for _, name, form in COLUMNS]
+
+
+def table(rows: Sequence[Mapping[str, float]]) -> str:
+    """The epochs of a run, one line each, columns aligned."""
+    cells = [[title for title, _, _ in COLUMNS], *(epoch_row(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Meter:
+    """Turns (phase, done, total) into a line with a guess of the time left.
+
+    Args:
+        out: where to write; one line that changes on a terminal, else a line every `every` seconds.
+    """
+
+    def __init__(self, out: TextIO, *, every: float = 15.0, now: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._every, self._now = out, every, now
+        self._live = out.isatty()
+        self._phase, self._since, self._last = "", 0.0, now()
+
+    def show(self, prefix: str, phase: str, done: int, total: int) -> None:
+        """Shows the present state if it is time to."""
+        now = self._now()
+        if phase != self._phase:
+            self._phase, self._since = phase, now
+        if self._live or now - self._last >= self._every:
+            self._last = now
+            line = self.line(prefix, phase, done, total)
+            self._out.write(f"\r\033[K{line}" if self._live else f"{line}\n")
+            self._out.flush()
+
+    def line(self, prefix: str, phase: str, done: int, total: int) -> str:
+        """`epoch 3/20  scan  512/2720  0:12 left in this phase`."""
+        elapsed = self._now() - self._since
+        left = f"  {clock(elapsed * (total - done) / done)} left in this phase" if 0 < done < total else ""
+        return f"{prefix}  {phase}  {done}/{total}{left}" if total else f"{prefix}  {phase}"
+
+    def clear(self) -> None:
+        """Takes the changing line away so that others can write."""
+        if self._live:
+            self._out.write("\r\033[K")
+            self._out.flush()
+
+
+class Progress:
+    """A count that grows towards a total, shown while the block lasts."""
+
+    def __init__(self, phase: str, total: int, out: TextIO | None = None) -> None:
+        self._meter, self._phase, self._done, self._total = Meter(out or sys.stderr, every=5.0), phase, 0, total
+
+    def __enter__(self) -> "Progress":
+        self.add(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._meter.clear()
+
+    def add(self, count: int) -> None:
+        """So many more are done."""
+        self._done += count
+        self._meter.show("", self._phase, self._done, self._total)
+
+
+@contextmanager
+def watching(board: Any, *, epochs: int, done: int, out: TextIO | None = None) -> Iterator[None]:
+    """Shows the board of a run until the block ends, from a thread, and each epoch's figures as they come.
+
+    Args:
+        board: the run's `Board`.
+        epochs: in all.
+        done: that were done before, by the run that is resumed.
+    """
+    stop, out = threading.Event(), out or sys.stderr
+    watcher = threading.Thread(target=_watch, args=(board, epochs, done, out, stop), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join(timeout=10)
+
+
+def _watch(board: Any, epochs: int, done: int, out: TextIO, stop: threading.Event) -> None:
+    meter, seen, started = Meter(out), 0, time.monotonic()
+    while not stop.wait(0.5):
+        try:
+            (phase, count, total), news = ray.get(board.look.remote(seen))
+        except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError):
+            return  # the run is over or lost; its own error says so
+        for metrics in news:
+            seen += 1
+            meter.clear()
+            out.write(_epoch_line(metrics, epochs, (time.monotonic() - started) / seen) + "\n")
+        meter.show(f"epoch {min(done + seen + 1, epochs)}/{epochs}", phase, count, total)
+    meter.clear()
+
+
+def _epoch_line(metrics: Mapping[str, float], epochs: int, pace: float) -> str:
+    cells = [
+        f"{title} {cell}"
+        for (title, _, _), cell in zip(COLUMNS[1:], epoch_row(metrics)[1:], strict=True)
+        if cell != "-"
+    ]
+    epoch = int(metrics["epoch"])
+    left = f"  ({clock(pace * (epochs - epoch))} left)" if epoch < epochs else ""
+    return f"epoch {epoch}/{epochs}: " + ", ".join(cells) + left

@@ -1,0 +1,133 @@
+"""MLflow: one run per training, made by the driver, written by the Train controller, closed by the driver.
+
+The controller writes, not a worker, so one run has a complete history whatever happens to workers. Tracking never
+fails a training: what could not be written is counted and said at the end.
+"""
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy
+import ray
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from ray.train import UserCallback
+
+import gracl
+from gracl.errors import ConfigError, expected
+from gracl.images import storage
+
+LOG = logging.getLogger("gracl.tracking")
+
+
+def tracking_uri(uri: str | None, runs: str) -> str:
+    """The URI to use: the one given, else a SQLite file in the runs folder.
+
+    Raises:
+        ConfigError: no URI with runs kept on remote storage, where no SQLite file can lie; or a relative SQLite path,
+            which would be another file in every process.
+    """
+    if uri is None:
+        if not storage.is_local(runs):
+            raise ConfigError(
+                expected(
+                    "tracking.uri beside remote runs", f"none, runs={runs}", "name an MLflow server or a SQLite file"
+                )
+            )
+        return f"sqlite:///{Path(runs, 'mlflow.db')}"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        raise ConfigError(
+            expected("an absolute SQLite path (sqlite:////...)", uri, "give the whole path: workers run elsewhere")
+        )
+    return uri
+
+
+def start_run(
+    uri: str, *, experiment: str, name: str, artifacts: str, parameters: Mapping[str, Any], tags: Mapping[str, str]
+) -> str:
+    """Makes the run of a training and writes its parameters under their dotted names.
+
+    Returns:
+        The id of the run.
+    """
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    where = artifacts if uri.startswith("sqlite:") else None  # a server knows its own place for artifacts
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=where)
+    # Without this tag the pages of MLflow 3 open in their mode for language models.
+    client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
+    run = client.create_run(experiment_id, run_name=name, tags=dict(tags) | versions())
+    client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
+    return str(run.info.run_id)
+
+
+def reopen_run(uri: str, run_id: str) -> None:
+    """A resumed training goes on in its own run."""
+    client = MlflowClient(uri)
+    client.update_run(run_id, status="RUNNING")
+    client.log_batch(run_id, tags=[RunTag("gracl.resumed", str(int(time.time())))])
+
+
+def versions() -> dict[str, str]:
+    """What the figures were made with."""
+    return {
+        "gracl.version": gracl.__version__,
+        "gracl.python": platform.python_version(),
+        "gracl.torch": torch.__version__,
+        "gracl.ray": ray.__version__,
+        "gracl.numpy": numpy.__version__,
+        "gracl.mlflow": mlflow.__version__,
+    }
+
+
+class MlflowCallback(UserCallback):  # type: ignore[misc]
+    """Writes each epoch's report from the controller of Ray Train. Hooks are called by keyword: the names stay."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self._uri, self._run_id = uri, run_id
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """One batch of metrics, with the epoch as their step."""
+        figures, now = metrics[0], int(time.time() * 1000)
+        step = int(figures["epoch"])
+        batch = [
+            Metric(name, value, now, 0 if name.startswith("untrained/") else step) for name, value in figures.items()
+        ]
+        self._write(lambda client: client.log_batch(self._run_id, metrics=batch), f"the figures of epoch {step}")
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """A tag that says that the run lost workers and when."""
+        tag = RunTag(f"gracl.lost_workers.{int(time.time())}", str(sorted(worker_exceptions)))
+        self._write(lambda client: client.log_batch(self._run_id, tags=[tag]), "the loss of workers")
+
+    def _write(self, write: Callable[[MlflowClient], Any], what: str) -> None:
+        try:
+            write(MlflowClient(self._uri))
+        except Exception:  # an exception in a callback would end the training (ray.md 2.2)
+            LOG.exception("MLflow at %s did not take %s; the checkpoint holds it", self._uri, what)
+
+
+@contextmanager
+def closing(uri: str, run_id: str) -> Iterator[MlflowClient]:
+    """The run while the driver waits; at the end its status says how it went."""
+    client = MlflowClient(uri)
+    status = "FAILED"
+    try:
+        yield client
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status=status)

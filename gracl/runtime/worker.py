@@ -1,0 +1,194 @@
+"""One rank: builds model and loss, and wires the epoch of `learning/fit.py` to stream, actor and checkpoints."""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from jaxtyping import Int64
+from numpy import ndarray
+from ray import ObjectRef
+from ray.train.collective import broadcast_from_rank_zero
+
+from gracl.errors import GraclError
+from gracl.images.batches import MappedBatches
+from gracl.images.plans import identity_plan
+from gracl.images.shards import ShardStore
+from gracl.images.views import eval_view, train_view
+from gracl.learning.checkpoint import TrainState, load_state, save_state
+from gracl.learning.encoder import Encoder, build_encoder
+from gracl.learning.fit import Batches, Splits, fit
+from gracl.learning.losses import ProxyContrast
+from gracl.learning.optim import build_optimizer, rate_factor
+from gracl.runtime.board import silent, throttled
+from gracl.runtime.ranks import TorchRanks
+from gracl.runtime.relation_actor import RayRelator
+from gracl.runtime.stream import STREAM, StreamBatches
+from gracl.types import EpochReport, Plan
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run's images are and how they are seen and brought.
+
+    `sizes` has the images of each split, by name; `train` is the split that plans pick from.
+    """
+
+    root: str
+    cache: str | None
+    sizes: Mapping[str, int]
+    train: str
+    height: int
+    width: int
+    scan_batch: int
+    stream: str = "ray"
+    views: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    decode_threads: int = 2
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt and how: plain keyword values for the functions of `learning/` and `images/plans.py`."""
+
+    encoder: Mapping[str, Any]
+    loss: Mapping[str, Any]
+    optim: Mapping[str, Any]
+    schedule: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    fit: Mapping[str, Any]
+    seed: int
+    cameras: list[ObjectRef] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a rank is told."""
+
+    source: Source
+    lesson: Lesson
+    splits: Splits
+    board: Any
+    relation_actor: Any
+    threads: int
+    recipe: Mapping[str, Any]
+
+
+def build(lesson: Lesson, device: torch.device) -> tuple[Encoder, ProxyContrast, torch.optim.Optimizer]:
+    """Encoder, loss and optimizer of a lesson; the same on every rank and in `gracl.local`."""
+    encoder = build_encoder(**lesson.encoder, seed=lesson.seed).to(device)
+    return encoder, ProxyContrast(**lesson.loss), build_optimizer(encoder.parameters(), **lesson.optim)
+
+
+def plan_picks(
+    lesson: Lesson, cameras: Int64[ndarray, "images"] | None
+) -> Callable[[int, Int64[ndarray, "images"]], Plan]:
+    """The planner of a lesson: (epoch, labels) -> plan."""
+    return lambda epoch, labels: identity_plan(
+        labels, epoch=epoch, cameras=cameras, seed=lesson.seed, **lesson.sampling
+    )
+
+
+def rate_at(lesson: Lesson) -> Callable[[int], float]:
+    """The learning rate of each epoch."""
+    return lambda epoch: lesson.optim["rate"] * rate_factor(epoch, **lesson.schedule)
+
+
+def train_worker(job: Job) -> None:
+    """The function that Ray Train runs on every rank.
+
+    A refusal of ours (`GraclError`) would come back after a restart, so it is posted on the board for the driver, and
+    the group that Ray restarts ends at once.
+    """
+    if ray.get(job.board.refusal.remote()) is not None:
+        return
+    try:
+        _train(job)
+    except GraclError as error:
+        ray.get(job.board.refuse.remote(error))
+        raise
+
+
+def _train(job: Job) -> None:
+    context = ray.train.get_context()
+    ranks = TorchRanks(context.get_world_rank(), context.get_world_size())
+    torch.set_num_threads(job.threads)
+    device = ray.train.torch.get_device()
+    encoder, criterion, optimizer = build(job.lesson, device)
+    progress = throttled(job.board) if ranks.rank == 0 else silent
+    cameras = ray.get(job.lesson.cameras[0]) if job.lesson.cameras else None
+    fit(
+        resumed() or TrainState.fresh(encoder, job.recipe, height=job.source.height, width=job.source.width),
+        encoder=encoder,
+        criterion=criterion,
+        optimizer=optimizer,
+        batches=open_batches(job.source, job.board, ranks),
+        relator=RayRelator(
+            job.relation_actor,
+            attempt=broadcast_from_rank_zero(uuid.uuid4().hex),
+            rank=ranks.rank,
+            ranks=ranks.size,
+        ),
+        ranks=ranks,
+        planner=plan_picks(job.lesson, cameras),
+        rate=rate_at(job.lesson),
+        reporter=partial(report_epoch, job.board, ranks.rank),
+        progress=progress,
+        splits=job.splits,
+        **job.lesson.fit,
+    )
+
+
+def open_batches(source: Source, board: Any, ranks: TorchRanks) -> Batches:
+    """This rank's pictures: from the Ray stream, or straight from the shards on its disk."""
+    size = {"height": source.height, "width": source.width}
+    common: dict[str, Any] = {
+        "train": source.train,
+        "eval_view": partial(eval_view, **size),
+        "train_view": partial(train_view, **size, **source.views),
+        **size,
+        "scan_batch": source.scan_batch,
+        "seed": source.seed,
+        "threads": source.decode_threads,
+        "rank": ranks.rank,
+        "ranks": ranks.size,
+    }
+    if source.stream == "mapped":
+        stores = {split: ShardStore.open(source.root, split, cache=source.cache) for split in source.sizes}
+        return MappedBatches(stores, **common)
+    stream = ray.train.get_dataset_shard(STREAM)
+    return StreamBatches(stream, board, sizes=source.sizes, barrier=ranks.barrier, **common)
+
+
+def resumed() -> TrainState | None:
+    """The state to go on from, when this run has left one."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return load_state(folder)
+
+
+def report_epoch(board: Any, rank: int, report: EpochReport, state: TrainState) -> None:
+    """Hands the epoch to Ray Train, which is a barrier: rank 0 brings figures and state, the others come along."""
+    name = f"epoch-{state.epoch:04d}"
+    if rank:
+        ray.train.report({}, checkpoint_dir_name=name)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="gracl-", dir=os.environ.get("GRACL_TMP")))
+    try:
+        save_state(state, folder)
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(report.metrics(), checkpoint=checkpoint, checkpoint_dir_name=name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    board.close_epoch.remote(report.metrics())

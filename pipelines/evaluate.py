@@ -1,0 +1,10 @@
+"""mAP and CMC of a checkpoint, with per-query results and a sheet of ranked images.
+
+python pipelines/evaluate.py checkpoint=runs/first/epoch-0050 data.root=shards/market out=report
+"""
+
+from gracl.cli import door
+from gracl.config import EvaluateConfig
+
+if __name__ == "__main__":
+    door(EvaluateConfig, "gracl.runtime.evaluate:evaluate", __doc__ or "")

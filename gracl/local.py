@@ -17,7 +17,7 @@ from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view, train_view
 from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
-from gracl.learning.fit import Progress, Reporter, Splits
+from gracl.learning.fit import Progress, Relator, Reporter, Splits
 from gracl.learning.fit import fit as fit_ports
 from gracl.learning.losses import ProxyContrast
 from gracl.relations.relate import relate
@@ -100,6 +100,7 @@ def fit(
     scan_batch: int = 256,
     decode_threads: int = 2,
     seed: int = 0,
+    relator: Relator | None = None,
     reporter: Reporter = lambda report, state: None,
     progress: Progress = lambda phase, done, total: None,
     **options: Any,
@@ -112,13 +113,14 @@ def fit(
         rate: epoch -> learning rate.
         views, sampling, relations: options of `train_view`, `identity_plan` and `relate`.
         camera_balanced: companions from other cameras where possible.
+        relator: who makes labels and proxies; default: `relate` on the features of the train split.
         options: `epochs`, `eval_every`, `eval_untrained`, `precision`, `clip_norm` of `learning.fit.fit`.
 
     Returns:
         The state after the last epoch.
     """
     train = stores[splits.train]
-    size = {"height": height, "width": width}
+    size: dict[str, Any] = {"height": height, "width": width}
     batches = MappedBatches(
         stores,
         train=splits.train,
@@ -129,7 +131,7 @@ def fit(
         seed=seed,
         threads=decode_threads,
     )
-    relator = DirectRelator(
+    relator = relator or DirectRelator(
         len(train),
         query=stores[splits.query].identities() if splits.query else None,
         gallery=stores[splits.gallery].identities() if splits.gallery else None,

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from gracl.images.ingesting import ingest_here
+from gracl.images.synthetic import write_world
+
 RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # ray.init() would otherwise leave a token that later clusters must present
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -36,3 +39,13 @@ def ray_cluster() -> Iterator[None]:
         yield
         ray.shutdown()
     shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small synthetic world in shards: 16 identities to learn from, 8 others to be judged on, 32 x 16 pixels."""
+    folder = tmp_path_factory.mktemp("toy")
+    size = {"train_objects": 16, "test_objects": 8, "cameras": 3, "shots": 3, "height": 32, "width": 16}
+    write_world(folder / "world", seed=5, difficulty=0.2, **size)
+    ingest_here(str(folder / "world"), str(folder / "shards"), layout="market1501", shard_mb=1)
+    return str(folder / "shards")

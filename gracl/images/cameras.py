@@ -47,25 +47,25 @@ def camera_of(seed: int, camera_id: int, *, difficulty: float = 0.5) -> Camera:
     nuisance = 2 * checked_difficulty(difficulty)
 
     def somewhere() -> Colour:
-        return as_colour(0.6 + min(nuisance, 1.0) * (dice.uniform(0.1, 0.9, 3) - 0.6))
+        return as_colour(0.6 + min(nuisance, 1.0) * (dice.uniform(0.35, 0.75, 3) - 0.6))
 
     return Camera(
         key=(seed, camera_id),
         nuisance=nuisance,
-        gain=math.exp(nuisance * dice.uniform(-0.45, 0.25)),
-        gamma=math.exp(nuisance * dice.uniform(-0.3, 0.3)),
-        cast=tuple(np.exp(nuisance * dice.normal(0, 0.16, 3)).tolist()),
-        contrast=math.exp(nuisance * dice.uniform(-0.4, 0.1)),
-        shade=nuisance * float(dice.uniform(-0.4, 0.4)),
+        gain=math.exp(nuisance * dice.uniform(-0.25, 0.15)),
+        gamma=math.exp(nuisance * dice.uniform(-0.15, 0.15)),
+        cast=tuple(np.exp(nuisance * dice.normal(0, 0.07, 3)).tolist()),
+        contrast=math.exp(nuisance * dice.uniform(-0.25, 0.05)),
+        shade=nuisance * float(dice.uniform(-0.25, 0.25)),
         blur=nuisance * float(dice.uniform(0, 0.012)),
         noise=nuisance * float(dice.uniform(0.005, 0.03)),
         quality=max(20, round(95 - nuisance * dice.uniform(0, 35))),
         heading=min(nuisance, 1.0) * float(dice.uniform(-math.pi, math.pi)),
-        spread=nuisance * 0.5,
-        zoom=math.exp(nuisance * dice.uniform(-0.10, 0.08)),
-        across=nuisance * float(dice.uniform(-0.06, 0.06)),
+        spread=nuisance * 0.35,
+        zoom=math.exp(nuisance * dice.uniform(-0.2, 0.1)),
+        across=nuisance * float(dice.uniform(-0.08, 0.08)),
         down=nuisance * float(dice.uniform(-0.04, 0.04)),
-        obstructed=min(1.0, nuisance * float(dice.uniform(0.05, 0.25))),
+        obstructed=min(1.0, nuisance * float(dice.uniform(0.0, 0.2))),
         obstacle=somewhere(),
         wall=somewhere(),
         floor=somewhere(),
@@ -76,7 +76,7 @@ def camera_of(seed: int, camera_id: int, *, difficulty: float = 0.5) -> Camera:
 
 def aim(camera: Camera, dice: np.random.Generator, *, tall: float, height: int, width: int) -> Pose:
     """Where and how a figure of relative height `tall` stands in one picture of this camera."""
-    loose = camera.nuisance * 0.03
+    loose = camera.nuisance * 0.02
     scale = min(height, 2 * width) * 0.95 * tall * camera.zoom * math.exp(dice.normal(0, loose))
     return Pose(
         heading=camera.heading + dice.normal(0, camera.spread),
@@ -122,7 +122,7 @@ def _scenery(camera: Camera, height: int, width: int) -> Float32[ndarray, "rows 
     }
     if camera.structure in lines:
         scene = np.where((lines[camera.structure] & (y < camera.line))[..., None], camera.obstacle, scene)
-    strength = min(camera.nuisance, 1.0) * 0.5
+    strength = min(camera.nuisance, 1.0) * 0.15
     return (scene + strength * (noise - 0.5)).clip(0, 1).astype(np.float32)
 
 

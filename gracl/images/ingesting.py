@@ -7,7 +7,7 @@ on the way leaves no manifest that says more than is there.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from gracl.errors import ConfigError, ImageError, LayoutError, ShardError, expected
 from gracl.images import storage
@@ -32,6 +32,7 @@ BAD_SHOWN = 20
 STAGING = "ingest"
 
 
+@runtime_checkable
 class Run(Protocol):
     """Does a function on many jobs, in whatever order and place, and yields (place of the job, its result)."""
 

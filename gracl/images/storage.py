@@ -127,8 +127,8 @@ def read_many(root: str, paths: Sequence[str]) -> list[bytes | Exception]:
         return [_read_local(local_path(root) / path) for path in paths]
     fs, base = locate(root)
     keys = [f"{base.rstrip('/')}/{path}" for path in paths]
-    contents = fs.cat(keys, on_error="return") if keys else {}
-    return [contents.get(key, FileNotFoundError(key)) for key in keys]
+    # Not fs.cat, which takes names with brackets or stars for patterns.
+    return list(fs.cat_ranges(keys, None, None, on_error="return"))
 
 
 def _read_local(path: Path) -> bytes | Exception:
@@ -175,7 +175,8 @@ def move(source: str, target: str) -> None:
         os.replace(locate(source)[1], path)
         return
     fs.makedirs(posixpath.dirname(path), exist_ok=True)
-    fs.mv(locate(source)[1], path)
+    fs.cp_file(locate(source)[1], path)
+    fs.rm_file(locate(source)[1])
 
 
 def remove(uri: str) -> None:

@@ -14,7 +14,7 @@ from importlib import metadata
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from gracl.errors import ShardError, expected
 from gracl.images import storage
@@ -27,6 +27,7 @@ from gracl.types import UNKNOWN
 JPEG_QUALITY = 95
 JPEG_START = b"\xff\xd8"
 READ_AT_ONCE = 256
+MEGABYTE = 10**6
 
 Size = tuple[int, int]
 Row = tuple[bytes, int, int, int, int, str]
@@ -80,7 +81,7 @@ def plan_shards(listing: Listing, split: str, folder: str, *, shard_mb: int, res
     start = filled = 0
     for stop, (_, size) in enumerate(mine, 1):
         filled += size
-        if filled >= shard_mb * 1_000_000 or stop == len(mine):
+        if filled >= shard_mb * MEGABYTE or stop == len(mine):
             images, sizes = zip(*mine[start:stop], strict=True)
             target = storage.join(folder, f"part-{len(jobs):05d}.arrow")
             jobs.append(ShardJob(listing.root, images, sizes, start, target, resize))
@@ -116,8 +117,15 @@ def _checked(image: RawImage, size: int, content: bytes | Exception, resize: Siz
     try:
         stored, (height, width) = _prepared(content, resize)
     except Exception as error:  # whatever a decoder says of damaged bytes, it is this image's reason and is reported
-        return BadImage(image.path, str(error.__cause__ or error) or type(error).__name__)
+        return BadImage(image.path, _reason(error))
     return stored, image.object_id, image.camera_id, height, width, image.path
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ or error
+    if isinstance(cause, UnidentifiedImageError):  # its own text holds an address, another one in every run
+        return "no picture of a known format"
+    return str(cause) or type(cause).__name__
 
 
 def _prepared(content: bytes, resize: Size | None) -> tuple[bytes, Size]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from gracl.learning.optim import set_rate
 from gracl.types import Assignment, Batch, EpochReport, FeatureTable, Plan, RetrievalReport
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Where pictures come from. Every rank gets its own share; no batch carries a label."""
 
@@ -42,6 +43,7 @@ class Batches(Protocol):
         ...
 
 
+@runtime_checkable
 class Relator(Protocol):
     """Where the whole set meets. Each call waits until all ranks have handed in their part."""
 
@@ -54,6 +56,7 @@ class Relator(Protocol):
         ...
 
 
+@runtime_checkable
 class Ranks(Protocol):
     """The processes that learn together."""
 

@@ -39,7 +39,8 @@ def dbscan(distance: csr_array, *, eps: float = 0.6, min_samples: int = 4) -> In
     bound = distance.dtype.type(eps)
     graph = distance.indptr, distance.indices, distance.data
     core = _cores(*graph, bound, min_samples)
-    return _number(_join_border(*graph, bound, core, _components(*graph, bound, core)))
+    clusters = _join_border(*graph, bound, core, _components(*graph, bound, core))
+    return np.asarray(_number(clusters))
 
 
 @compiled

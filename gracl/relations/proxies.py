@@ -96,7 +96,7 @@ def centrality_ranks(
     )
     counts = np.bincount(labels[nearer], minlength=len(sizes))
     large = sizes > 1
-    return counts[large] / (sizes[large] - 1)
+    return np.asarray(counts[large] / (sizes[large] - 1))
 
 
 def _lowest(

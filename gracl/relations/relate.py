@@ -106,7 +106,7 @@ def _check_options(k1: int, k2: int, eps: float, min_samples: int) -> None:
         raise ConfigError(expected("min_samples >= 1", min_samples, "the usual value is 4"))
 
 
-def _check_features(features: Float32[ndarray, "images dim"]) -> None:
+def _check_features(features: ndarray) -> None:
     """Refuses what could only give labels without meaning."""
     if features.ndim != 2 or features.dtype != np.float32 or not features.size:
         raise GraclError(

@@ -42,7 +42,8 @@ def evaluate_retrieval(
         query_identities: objects and cameras of the queries.
         gallery_identities: objects and cameras of the gallery.
         ranks: where CMC is read, each >= 1.
-        block_rows: queries at a time; the memory needed beyond the input is block_rows x gallery x 4 bytes.
+        block_rows: queries at a time; the memory needed beyond the input is block_rows x gallery x 4 bytes and
+            a few strips.
         threads: CPU threads of the products; 0 leaves torch's number as it is.
 
     Returns:

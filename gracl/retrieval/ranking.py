@@ -15,7 +15,7 @@ from numpy import ndarray
 from gracl.errors import GraclError, expected
 from gracl.types import EMPTY, UNKNOWN, Identities, Ranking
 
-STRIP = 4096
+STRIP = 1024
 
 
 def judged(object_id: int, camera_id: int, gallery: Identities) -> Bool[ndarray, "images"]:
@@ -58,7 +58,8 @@ def rank(
         query_identities: objects and cameras of the queries; None (with the next one) leaves nothing out: a search.
         gallery_identities: objects and cameras of the gallery.
         k: length of a row, >= 1.
-        block_rows: queries at a time; the memory needed beyond input and result is block_rows x gallery x 4 bytes.
+        block_rows: queries at a time; the memory needed beyond input and result is block_rows x gallery x 4 bytes and
+            a few strips.
         threads: CPU threads of the products; 0 leaves torch's number as it is.
 
     Raises:

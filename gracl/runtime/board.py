@@ -24,7 +24,6 @@ class Reading:
     plan: Plan
 
 
-@ray.remote(num_cpus=0)
 class Board:
     """Holds the latest reading, the latest progress and the figures of the epochs done since the run began."""
 
@@ -61,6 +60,11 @@ class Board:
     def look(self, seen: int) -> tuple[tuple[str, int, int], list[dict[str, float]]]:
         """The present progress, and the epochs after the first `seen`."""
         return self._progress, self._epochs[seen:]
+
+
+def open_board() -> Any:
+    """A board that lives as long as its handle."""
+    return ray.remote(num_cpus=0)(Board).remote()
 
 
 def throttled(board: Any, every: float = 0.5) -> Callable[[str, int, int], None]:

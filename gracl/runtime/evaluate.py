@@ -46,9 +46,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             FeatureTable.gather(describe_split(config, model, name), len(store))
             for name, store in zip(names, stores, strict=True)
         )
-    who = {"query_identities": stores[0].identities(), "gallery_identities": stores[1].identities()}
+    who: dict[str, Any] = {"query_identities": stores[0].identities(), "gallery_identities": stores[1].identities()}
     report = evaluate_retrieval(query, gallery, **who)
-    result = {
+    result: dict[str, Any] = {
         **{name.removeprefix("val/"): value for name, value in report.metrics().items()},
         "queries": report.queries,
         "skipped_queries": report.skipped_queries,

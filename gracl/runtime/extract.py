@@ -36,7 +36,6 @@ CHUNK_TICKETS = 8
 FEATURES_SCHEMA = 1
 
 
-@ray.remote(max_restarts=2, max_task_retries=2)
 class Describer:
     """An encoder that lives on some node and describes chunks of a split.
 
@@ -60,7 +59,7 @@ class Describer:
     ) -> None:
         torch.set_num_threads(threads)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        self._encoder, self._size = model[0].to(device), model[1]
+        self._encoder, self._size = model[0].to(device), dict[str, Any](model[1])
         self._store = ShardStore.open(root, split, cache=cache)
         self._casting = autocast(device, precision)
         self._batch, self._decode_threads = batch, decode_threads
@@ -88,8 +87,9 @@ def describe_split(config: CheckpointConfig, model: Any, split: str) -> Iterator
     images = read_manifest(root, split).num_images
     tickets = -(-images // config.batch)
     chunks = [(first, min(first + CHUNK_TICKETS, tickets)) for first in range(0, tickets, CHUNK_TICKETS)]
+    remote = ray.remote(max_restarts=2, max_task_retries=2)(Describer)
     actors = [
-        Describer.options(num_cpus=scale.worker_cpus, num_gpus=scale.worker_gpus).remote(
+        remote.options(num_cpus=scale.worker_cpus, num_gpus=scale.worker_gpus).remote(
             model,
             root=root,
             split=split,

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import ray
 
@@ -123,12 +123,22 @@ def _result(reference: "ray.ObjectRef") -> Any:
 
 
 class Progress:
-    """Says on stderr how many images are done and how long it will still take: one line that moves on a terminal,
-    else a line every few seconds."""
+    """Says how many images are done and how long it will still take, on stderr.
 
-    def __init__(self, images: int, *, stream: TextIO | None = None) -> None:
+    On a terminal it is one line that moves, elsewhere a line every few seconds.
+
+    Args:
+        images: how many there are.
+        write: takes the text; None: stderr.
+        moving: whether `write` leads to a terminal; None: whether stderr does.
+    """
+
+    def __init__(
+        self, images: int, *, write: Callable[[str], object] | None = None, moving: bool | None = None
+    ) -> None:
         self._images = images
-        self._stream = sys.stderr if stream is None else stream
+        self._write = _stderr if write is None else write
+        self._moving = sys.stderr.isatty() if moving is None else moving
         self._done = 0
         self._begun = self._said = time.monotonic()
 
@@ -137,12 +147,11 @@ class Progress:
         self._done += images
         now = time.monotonic()
         last = self._done >= self._images
-        if self._stream.isatty():
-            self._stream.write(f"\r{self._line(now)}\x1b[K" + ("\n" if last else ""))
-            self._stream.flush()
+        if self._moving:
+            self._write(f"\r{self._line(now)}\x1b[K" + ("\n" if last else ""))
         elif last or now - self._said >= SECONDS_BETWEEN_LINES:
             self._said = now
-            _say(self._line(now), self._stream)
+            self._write(f"{self._line(now)}\n")
 
     def _line(self, now: float) -> str:
         share = self._done / max(1, self._images)
@@ -155,8 +164,13 @@ class Progress:
         )
 
 
-def _say(line: str, stream: TextIO | None = None) -> None:
-    print(line, file=stream or sys.stderr, flush=True)
+def _stderr(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _say(line: str) -> None:
+    _stderr(f"{line}\n")
 
 
 def _summary(listing: Listing, out: str, manifests: dict[str, Manifest], place: str, seconds: float) -> dict[str, Any]:

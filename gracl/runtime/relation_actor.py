@@ -33,7 +33,6 @@ class Meeting:
     answer: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
 class RelationActor:
     """Answers once all ranks have handed in their part.
 
@@ -91,7 +90,7 @@ class RelationActor:
         if self._judged is None or self._query is None or self._gallery is None:
             return None
         query, gallery = self._judged
-        who = {"query_identities": self._query, "gallery_identities": self._gallery}
+        who: dict[str, Any] = {"query_identities": self._query, "gallery_identities": self._gallery}
         return evaluate_retrieval(query, gallery, **who), rank_gallery(query, gallery, **who, k=k)
 
     async def _meet(
@@ -125,6 +124,14 @@ class RelationActor:
         gallery = FeatureTable.gather([part[1] for part in parts], len(self._gallery.object_ids))
         self._judged = (query, gallery)
         return evaluate_retrieval(query, gallery, query_identities=self._query, gallery_identities=self._gallery)
+
+
+def start_relation_actor(*, cpus: float, gpus: float, **options: Any) -> Any:
+    """The actor with resources of its own, alive; `options` are those of `RelationActor`."""
+    remote = ray.remote(max_restarts=-1, max_task_retries=-1)(RelationActor)
+    actor = remote.options(num_cpus=cpus, num_gpus=gpus).remote(**options)
+    ray.get(actor.ready.remote())
+    return actor
 
 
 class RayRelator:

@@ -24,9 +24,9 @@ from gracl.images.shards import ShardStore
 from gracl.learning.checkpoint import check_recipe
 from gracl.learning.encoder import build_encoder
 from gracl.learning.fit import Splits
-from gracl.runtime.board import Board
+from gracl.runtime.board import open_board
 from gracl.runtime.checkpoints import load_run_state
-from gracl.runtime.relation_actor import RelationActor
+from gracl.runtime.relation_actor import start_relation_actor
 from gracl.runtime.session import Demand, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
@@ -155,7 +155,7 @@ def demand(config: TrainConfig) -> Demand:
 def learn(run: Run, uri: str, client: MlflowClient) -> None:
     """The run itself: board, relation actor, stream, ranks; then its pictures and tables."""
     config = run.config
-    board = Board.remote()
+    board = open_board()
     stores = {split: ShardStore.open(run.root, split, cache=config.data.cache) for split in run.manifests}
     data = config.data
     who = ray.put((stores[data.query].identities(), stores[data.gallery].identities()) if data.query else (None, None))
@@ -191,17 +191,17 @@ def learn(run: Run, uri: str, client: MlflowClient) -> None:
 
 
 def start_relations(run: Run, judged_by: list[ray.ObjectRef], board: Any) -> Any:
-    """The relation actor, alive. The train split's identities are not among what it is given."""
+    """The relation actor of a run. The train split's identities are not among what it is given."""
     scale = run.config.scale
-    actor = RelationActor.options(num_cpus=scale.relation_cpus, num_gpus=scale.relation_gpus).remote(
-        run.manifests[run.config.data.train].num_images,
+    return start_relation_actor(
+        cpus=scale.relation_cpus,
+        gpus=scale.relation_gpus,
+        images=run.manifests[run.config.data.train].num_images,
         judged_by=judged_by,
         options=run.config.relations.options(),
         threads=scale.relation_threads,
         board=board,
     )
-    ray.get(actor.ready.remote())
-    return actor
 
 
 def describe_job(run: Run, stores: Mapping[str, ShardStore], board: Any, actor: Any) -> Job:

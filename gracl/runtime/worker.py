@@ -150,7 +150,7 @@ def _train(job: Job) -> None:
 
 def open_batches(source: Source, board: Any, ranks: TorchRanks) -> Batches:
     """This rank's pictures: from the Ray stream, or straight from the shards on its disk."""
-    size = {"height": source.height, "width": source.width}
+    size: dict[str, Any] = {"height": source.height, "width": source.width}
     common: dict[str, Any] = {
         "train": source.train,
         "eval_view": partial(eval_view, **size),

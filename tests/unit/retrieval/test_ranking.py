@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from gracl.errors import GraclError
 from gracl.randomness import rng
-from gracl.retrieval.ranking import check_sides, judged, rank, similarity_blocks
+from gracl.retrieval.ranking import STRIP, check_sides, judged, rank, similarity_blocks
 from gracl.types import EMPTY, Identities
 from tests.naive import retrieval as naive
 
@@ -38,12 +38,25 @@ def test_rank_equals_its_naive_twin_ties_included(world, k, block_rows, search):
         assert ranking.similarities[number].tolist() == [similarity for similarity, _ in wanted]
 
 
-@pytest.mark.parametrize("k", [1, 7, 300])
-def test_copies_stand_in_order_of_index(k):
-    features = rng(0, "copies").standard_normal((3, 64)).astype(np.float32)
-    gallery = np.tile(features, (100, 1))
-    ranking = rank(features[:1], gallery, k=k)
-    assert ranking.indices[0].tolist() == sorted(range(300), key=lambda row: (-(gallery[row] @ features[0]), row))[:k]
+@pytest.mark.parametrize("queries", [1, 2, 5, 40])
+@pytest.mark.parametrize("dim", [3, 64, 129])
+def test_copies_are_equal_and_stand_in_order_of_index(queries, dim):
+    dice = rng(0, "copies", queries, dim)
+    query, ones = (dice.standard_normal((rows, dim)).astype(np.float32) for rows in (queries, 7))
+    ranking = rank(query, np.tile(ones, (31, 1)), k=7 * 31)
+    for number in range(queries):
+        groups = np.argsort(-(ones.astype(float) @ query[number].astype(float)))
+        assert ranking.indices[number].tolist() == [copy * 7 + group for group in groups for copy in range(31)]
+
+
+def test_block_size_and_threads_change_no_bit():
+    dice = rng(0, "bits")
+    query, gallery = (dice.standard_normal((rows, 200)).astype(np.float32) for rows in (37, 5000))
+    whole = rank(query, gallery, k=5000)
+    for block_rows, threads in ((1, 1), (5, 2), (16, 0), (36, 1)):
+        other = rank(query, gallery, k=5000, block_rows=block_rows, threads=threads)
+        assert np.array_equal(whole.indices, other.indices)
+        assert np.array_equal(whole.similarities, other.similarities)
 
 
 def test_judged_leaves_out_same_object_same_camera_and_junk():
@@ -70,31 +83,28 @@ def test_no_queries_and_no_gallery():
     assert (rank(some, none, k=3).indices == EMPTY).all()
 
 
-def test_blocks_cover_all_pairs_with_any_threads_and_leave_torch_as_it_was():
+def test_blocks_cover_all_pairs_and_strips():
     dice = rng(1, "blocks")
-    query, gallery = (dice.standard_normal((rows, 16)).astype(np.float32) for rows in (11, 9))
-    before = torch.get_num_threads()
-    for threads in (0, 1, 2):
-        blocks = [(start, block.copy()) for start, block in similarity_blocks(query, gallery, block_rows=4)]
-        assert [start for start, _ in blocks] == [0, 4, 8]
-        np.testing.assert_allclose(np.concatenate([block for _, block in blocks]), query @ gallery.T, atol=1e-5)
-        list(similarity_blocks(query, gallery, threads=threads))
-        assert torch.get_num_threads() == before
+    query, gallery = (dice.standard_normal((rows, 16)).astype(np.float32) for rows in (11, STRIP + 9))
+    blocks = [(start, block.copy()) for start, block in similarity_blocks(query, gallery, block_rows=4)]
+    assert [start for start, _ in blocks] == [0, 4, 8]
+    wanted = (query.astype(float) @ gallery.astype(float).T).astype(np.float32)
+    np.testing.assert_allclose(np.concatenate([block for _, block in blocks]), wanted, rtol=1e-6)
 
 
-def test_the_product_runs_with_the_threads_asked_for(monkeypatch):
-    seen, multiply = [], torch.mm
+def test_the_product_runs_with_the_threads_asked_for_and_leaves_torch_as_it_was(monkeypatch):
+    seen, multiply = [], torch.Tensor.__matmul__
 
-    def spy(*args, **options):
+    def spy(*args):
         seen.append(torch.get_num_threads())
-        return multiply(*args, **options)
+        return multiply(*args)
 
-    monkeypatch.setattr(torch, "mm", spy)
-    some = np.ones((2, 4), np.float32)
-    other = 1 if torch.get_num_threads() > 1 else 2
-    rank(some, some, threads=other)
-    rank(some, some)
-    assert seen == [other, torch.get_num_threads()]
+    monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
+    some, before = np.ones((2, 4), np.float32), torch.get_num_threads()
+    for threads in (1, 2, 0):
+        rank(some, some, threads=threads)
+        assert torch.get_num_threads() == before
+    assert seen == [1, 2, before]
 
 
 @pytest.mark.filterwarnings("error")
@@ -120,7 +130,7 @@ def test_wrong_input_is_refused():
     with pytest.raises(GraclError, match="finite query features"):
         rank(bad, some)
     with pytest.raises(GraclError, match="finite gallery features"):
-        rank(some, -bad / 0.0)
+        rank(some, np.full_like(some, -np.inf))
     with pytest.raises(GraclError, match="of width 4, as the query's; came 3"):
         check_sides(some, some[:, :3], two, two)
     with pytest.raises(GraclError, match="block_rows >= 1"):

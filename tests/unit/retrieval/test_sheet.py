@@ -47,9 +47,10 @@ def test_the_order_along_a_row_is_that_of_the_gallery():
 
 
 def test_pictures_of_any_size_are_drawn_at_one_height():
-    wide, high = np.zeros((10, 40, 3), np.uint8) + np.uint8(90), np.zeros((300, 100, 3), np.uint8) + np.uint8(90)
+    colour = np.array([90, 30, 200], np.uint8)
+    wide, high = np.tile(colour, (10, 40, 1)), np.tile(colour, (300, 100, 1))
     sheet = draw_sheet([SheetRow(BLUE, "", [wide, high], ["", ""], [True, False], "")], height=30, title="")
-    assert pixels(sheet, (90, 90, 90)) == 30 * 120 + 30 * 10
+    assert pixels(sheet, colour) == 30 * 120 + 30 * 10
 
 
 def test_nothing_is_cut_off():

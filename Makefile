@@ -1,0 +1,44 @@
+# Two commands for everybody: `make demo` and `make test`. Each makes .venv and installs what it needs by itself.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+READY := .venv/.ready
+WORLD := demo/world
+SHARDS := demo/shards
+
+.PHONY: demo test test-pure lint format lock clean
+
+demo: $(READY)  ## a synthetic world, learnt without labels on Ray; about five minutes on two cores
+	rm -rf demo
+	$(BIN)/python pipelines/synthesize.py pipelines/presets/demo_world.yaml out=$(WORLD)
+	$(BIN)/python pipelines/ingest.py layout=market1501 raw=$(WORLD) out=$(SHARDS)
+	$(BIN)/python pipelines/train.py pipelines/presets/demo.yaml data.root=$(SHARDS) runs=demo/runs name=demo
+
+test: $(READY)  ## every test that this machine can run
+	$(BIN)/python -m pytest
+
+test-pure: $(READY)  ## only what needs no Ray: under a minute
+	$(BIN)/python -m pytest -m "not ray" tests/unit tests/architecture tests/local
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(READY)  ## writes down what is installed now
+	$(BIN)/pip freeze --exclude-editable --exclude torch | grep -v ' @ ' > constraints.txt
+	echo "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')" >> constraints.txt
+
+clean:
+	rm -rf .venv demo
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "gracl needs Python 3.11, 3.12 or 3.13: install one, or give PYTHON=/path/to/python"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cpu,dev]"
+	touch $@

@@ -1,0 +1,197 @@
+"""Views: what decoding gives for each format, and what the altered views may and may not do."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gracl.errors import ImageError
+from gracl.images.views import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MEAN_COLOUR,
+    decode,
+    eval_view,
+    normalise,
+    train_view,
+)
+from gracl.randomness import rng
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def coloured(height: int = 24, width: int = 12) -> np.ndarray:
+    return np.random.default_rng(1).integers(30, 250, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def png() -> bytes:
+    return encoded(Image.fromarray(coloured()), "PNG")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM", "TIFF"])
+def test_lossless_formats_come_back_as_they_were(kind: str) -> None:
+    assert (decode(encoded(Image.fromarray(coloured()), kind)) == coloured()).all()
+
+
+def test_jpeg_is_close_and_the_same_from_any_buffer() -> None:
+    smooth = np.asarray(Image.fromarray(coloured(3, 2)).resize((32, 48), Image.Resampling.BICUBIC))
+    data = encoded(Image.fromarray(smooth), "JPEG", quality=95, subsampling=0)
+    picture = decode(data)
+    assert picture.shape == (48, 32, 3)
+    assert np.abs(picture.astype(int) - smooth).mean() < 3
+    signed = memoryview(np.frombuffer(data, np.int8).copy())  # as Arrow hands them out
+    assert (decode(signed) == picture).all()
+
+
+def test_grey_palette_and_deep_pictures_become_rgb() -> None:
+    grey = Image.fromarray(coloured()[..., 0])
+    for data in (encoded(grey, "PNG"), encoded(grey.convert("P"), "PNG")):
+        assert (decode(data) == np.asarray(grey)[..., None]).all()
+    deep = (np.asarray(grey).astype(np.uint16) << 8) + 7
+    assert (decode(encoded(Image.fromarray(deep), "PNG")) == np.asarray(grey)[..., None]).all()
+    assert (decode(encoded(Image.new("1", (4, 3), 1), "PNG")) == 255).all()
+    grey_jpeg = decode(encoded(grey, "JPEG"))
+    assert (grey_jpeg == grey_jpeg[..., :1]).all()
+
+
+def test_cmyk_jpeg_is_read() -> None:
+    red = Image.new("RGB", (16, 16), (220, 30, 30)).convert("CMYK")
+    assert np.abs(decode(encoded(red, "JPEG")).mean((0, 1)) - (220, 30, 30)).max() < 12
+
+
+def test_what_is_transparent_lies_over_white() -> None:
+    solid = np.dstack([coloured(), np.full((24, 12), 255, np.uint8)])
+    solid[:12, :, 3] = 0
+    picture = decode(encoded(Image.fromarray(solid), "PNG"))
+    assert (picture[:12] == 255).all()
+    assert (picture[12:] == coloured()[12:]).all()
+    see_through = encoded(Image.new("P", (3, 3), 0), "PNG", transparency=0)
+    assert (decode(see_through) == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+def test_half_a_picture_is_refused(kind: str) -> None:
+    data = encoded(Image.fromarray(coloured(64, 64)), kind)
+    with pytest.raises(ImageError, match="expected the bytes of a whole picture"):
+        decode(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0 not a picture", b"hello", b"\x89PNG\r\n\x1a\n"])
+def test_no_picture_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageError, match=f"{len(data)} bytes"):
+        decode(data)
+
+
+def test_a_picture_of_floats_is_refused() -> None:
+    with pytest.raises(ImageError, match="floats"):
+        decode(encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
+
+
+def test_eval_view_touches_nothing_of_the_right_size(png: bytes) -> None:
+    assert (eval_view(png, height=24, width=12) == coloured()).all()
+    resized = eval_view(png, None, height=48, width=20)
+    wanted = Image.fromarray(coloured()).resize((20, 48), Image.Resampling.BICUBIC)
+    assert (resized == np.asarray(wanted)).all()
+
+
+def test_train_view_with_everything_off_is_the_eval_view(png: bytes) -> None:
+    off = train_view(png, rng(0), height=32, width=16, flip=0.0, pad=0, erase=0.0)
+    assert (off == eval_view(png, height=32, width=16)).all()
+    mirrored = train_view(png, rng(0), height=32, width=16, flip=1.0, pad=0, erase=0.0)
+    assert (mirrored == off[:, ::-1]).all()
+
+
+def test_same_dice_same_view(png: bytes) -> None:
+    one = train_view(png, rng(3, "view", 1), height=24, width=12, pad=4, jitter=0.3)
+    assert (one == train_view(png, rng(3, "view", 1), height=24, width=12, pad=4, jitter=0.3)).all()
+    assert any((one != train_view(png, rng(3, "view", n), height=24, width=12, pad=4)).any() for n in range(2, 6))
+
+
+def test_shift_is_a_crop_of_the_padded_picture(png: bytes) -> None:
+    padded = np.pad(coloured(), ((3, 3), (3, 3), (0, 0)))
+    crops = {(y, x): padded[y : y + 24, x : x + 12].tobytes() for y in range(7) for x in range(7)}
+    seen = set()
+    for number in range(300):
+        view = train_view(png, rng(0, number), height=24, width=12, flip=0.0, pad=3, erase=0.0).tobytes()
+        assert view in crops.values()
+        seen.add(view)
+    assert len(seen) == 49  # every shift comes, the largest included
+
+
+def test_erased_box_has_the_mean_colour_and_the_promised_size() -> None:
+    black = encoded(Image.new("RGB", (64, 128)), "PNG")
+    shares, aspects, places = [], [], set()
+    for number in range(300):
+        view = train_view(black, rng(1, number), height=128, width=64, pad=0, erase=1.0)
+        rows, columns = (np.flatnonzero((view > 0).any((axis, 2))) for axis in (1, 0))
+        box = view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert (box == MEAN_COLOUR).all()
+        assert (view > 0).any(2).sum() == len(rows) * len(columns)
+        shares.append(len(rows) * len(columns) / (128 * 64))
+        aspects.append(len(rows) / len(columns))
+        places.add((rows[0], columns[0]))
+    assert 0.015 < min(shares) < 0.05
+    assert 0.3 < max(shares) < 0.41
+    assert 0.25 < min(aspects) < 0.6
+    assert 2 < max(aspects) < 3.6
+    assert len(places) > 200
+
+
+def test_erasing_and_flipping_come_as_often_as_asked() -> None:
+    half = np.zeros((32, 16, 3), np.uint8)
+    half[:, :8] = 255
+    data = encoded(Image.fromarray(half), "PNG")
+    options = {"height": 32, "width": 16, "pad": 0}
+    flips = sum(train_view(data, rng(2, n), flip=0.5, erase=0.0, **options)[0, 0, 0] == 0 for n in range(400))
+    erased = sum((train_view(data, rng(2, n), flip=0.0, erase=0.5, **options) != half).any() for n in range(400))
+    assert 160 < flips < 240
+    assert 160 < erased < 240
+
+
+def test_a_picture_too_narrow_to_erase_stays_whole() -> None:
+    line = encoded(Image.new("RGB", (1, 400), "red"), "PNG")
+    view = train_view(line, rng(0), height=400, width=1, pad=0, erase=1.0)
+    assert (view == (255, 0, 0)).all()
+
+
+def test_jitter_changes_light_within_its_bounds() -> None:
+    grey = encoded(Image.new("RGB", (8, 8), (100, 100, 100)), "PNG")
+    levels = [
+        int(train_view(grey, rng(5, n), height=8, width=8, pad=0, erase=0.0, jitter=0.2)[0, 0, 0]) for n in range(200)
+    ]
+    assert 80 <= min(levels) < 90
+    assert 110 < max(levels) <= 120
+
+
+def test_train_view_refuses_what_cannot_be(png: bytes) -> None:
+    with pytest.raises(ValueError, match="expected dice"):
+        train_view(png, None)
+    for pad in (-1, 12):
+        with pytest.raises(ValueError, match="pad from 0 to 11"):
+            train_view(png, rng(0), height=24, width=12, pad=pad)
+
+
+def test_normalise_is_the_formula_and_free_of_copies() -> None:
+    images = torch.from_numpy(np.stack([coloured(), coloured()[::-1]]))
+    floats = normalise(images)
+    wanted = (images.double() / 255 - torch.tensor(IMAGENET_MEAN).double()) / torch.tensor(IMAGENET_STD).double()
+    assert floats.shape == (2, 3, 24, 12)
+    assert torch.allclose(floats.double(), wanted.permute(0, 3, 1, 2), atol=1e-5)
+    assert floats.is_contiguous(memory_format=torch.channels_last)
+    assert normalise(images[:0]).shape == (0, 3, 24, 12)
+    mean = torch.tensor(MEAN_COLOUR).expand(1, 2, 2, 3).contiguous()
+    assert normalise(mean).abs().max() < 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_normalise_on_the_gpu_is_normalise_on_the_cpu() -> None:
+    images = torch.from_numpy(coloured()[None].copy())
+    assert torch.allclose(normalise(images.cuda()).cpu(), normalise(images), atol=1e-6)

@@ -1,0 +1,203 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from gracl.errors import CheckpointError
+from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe, load_encoder, load_state, save_state
+from gracl.learning.encoder import build_encoder
+from gracl.learning.optim import build_optimizer
+
+
+def trained(*, seed=0, rate=1e-3, steps=2):
+    """A small encoder and its optimizer after some steps."""
+    encoder = build_encoder(backbone="mobilenet_v2", bn_group=0, feature_size=4, seed=seed)
+    optimizer = build_optimizer(encoder.parameters(), rate=rate)
+    for number in range(steps):
+        learn(encoder, optimizer, number)
+    return encoder, optimizer
+
+
+def views(number):
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(number))
+
+
+def learn(encoder, optimizer, number):
+    encoder.train()
+    optimizer.zero_grad()
+    encoder(views(number))[:, 0].sum().backward()
+    optimizer.step()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return trained()
+
+
+def state_of(pair, **changes):
+    encoder, optimizer = pair
+    state = TrainState(
+        epoch=3,
+        model=encoder.state_dict(),
+        optimizer=optimizer.state_dict(),
+        best=0.5,
+        best_epoch=2,
+        recipe={"loss.momentum": 0.1, "relations.k1": 30, "data.roots": ["a", "b"], "encoder.weights": None},
+        encoder=encoder.options,
+        view={"height": 32, "width": 32},
+    )
+    return dataclasses.replace(state, **changes)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def test_what_is_saved_comes_back_whole(pair, tmp_path):
+    state = state_of(pair)
+    path = save_state(state, tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / STATE_FILE
+    loaded = load_state(path.parent)
+    for field in dataclasses.fields(state):
+        assert same(getattr(state, field.name), getattr(loaded, field.name)), field.name
+    assert load_state(path).epoch == 3
+
+
+def test_a_run_goes_on_from_its_checkpoint_as_if_unbroken(tmp_path):
+    encoder, optimizer = trained()
+    save_state(state_of((encoder, optimizer)), tmp_path)
+    learn(encoder, optimizer, 9)
+    state = load_state(tmp_path)
+    other = build_encoder(**state.encoder)
+    other.load_state_dict(state.model)
+    resumed = build_optimizer(other.parameters(), rate=1e-3)
+    resumed.load_state_dict(state.optimizer)
+    learn(other, resumed, 9)
+    assert same(dict(encoder.state_dict()), dict(other.state_dict()))
+    assert same(optimizer.state_dict(), resumed.state_dict())
+
+
+def test_before_the_first_evaluation_there_is_no_best(pair, tmp_path):
+    save_state(state_of(pair, best=None, best_epoch=None), tmp_path)
+    loaded = load_state(tmp_path)
+    assert loaded.best is None
+    assert loaded.best_epoch is None
+
+
+def test_the_encoder_is_rebuilt_in_evaluation_mode(pair, tmp_path):
+    encoder = pair[0]
+    save_state(state_of(pair), tmp_path)
+    for source in (tmp_path, str(tmp_path / STATE_FILE)):
+        loaded, view = load_encoder(source)
+        assert view == {"height": 32, "width": 32}
+        assert not any(module.training for module in loaded.modules())
+        encoder.eval()
+        with torch.inference_mode():
+            assert torch.equal(loaded(views(0)), encoder(views(0)))
+
+
+def test_weights_of_another_encoder_are_refused(pair, tmp_path):
+    save_state(state_of(pair, encoder=pair[0].options | {"feature_size": 5}), tmp_path)
+    with pytest.raises(CheckpointError, match="of another shape"):
+        load_encoder(tmp_path)
+
+
+def test_saving_replaces_and_leaves_nothing_else(pair, tmp_path):
+    for epoch in (1, 2):
+        save_state(state_of(pair, epoch=epoch), tmp_path)
+    assert load_state(tmp_path).epoch == 2
+    assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
+
+
+def test_a_failed_save_keeps_the_old_file(pair, tmp_path, monkeypatch):
+    save_state(state_of(pair, epoch=1), tmp_path)
+
+    def full_disk(payload, stream):
+        stream.write(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_state(state_of(pair, epoch=2), tmp_path)
+    assert load_state(tmp_path).epoch == 1
+    assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"best": np.float64(0.5)}, "best"),
+        ({"recipe": {"a.b": np.int64(1)}}, "recipe"),
+        ({"recipe": {"a.b": [1, {2}]}}, "recipe"),
+        ({"optimizer": {"param_groups": [{"lr": np.float64(1)}]}}, "param_groups"),
+    ],
+)
+def test_values_that_could_not_be_read_back_are_not_written(pair, tmp_path, changes, place):
+    with pytest.raises(CheckpointError, match=place):
+        save_state(state_of(pair, **changes), tmp_path)
+    assert not (tmp_path / STATE_FILE).exists()
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "nowhere.pt"):
+        with pytest.raises(CheckpointError, match="no such file"):
+            load_state(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.9999])
+def test_a_torn_file_is_refused(pair, tmp_path, share):
+    path = save_state(state_of(pair), tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match="whole checkpoint"):
+        load_state(tmp_path)
+
+
+def test_a_flipped_bit_is_refused(pair, tmp_path):
+    path = save_state(state_of(pair), tmp_path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="checksum"):
+        load_state(tmp_path)
+
+
+@pytest.mark.parametrize("payload", [{"schema": 0, "epoch": 1}, {"epoch": 1}, {"schema": 1, "epoch": 1}, [1, 2]])
+def test_another_schema_is_refused(tmp_path, payload):
+    torch.save(payload, tmp_path / STATE_FILE)
+    with pytest.raises(CheckpointError, match="schema 1"):
+        load_state(tmp_path)
+
+
+def test_equal_recipes_pass_tuples_and_lists_alike():
+    check_recipe({"a.b": [1, 2], "a.c": None}, {"a.c": None, "a.b": (1, 2)})
+    check_recipe({}, {})
+
+
+def test_each_differing_setting_is_listed_with_both_values():
+    saved = {"loss.momentum": 0.1, "relations.k1": 30, "same": 1, "gone": True}
+    wanted = {"loss.momentum": 0.2, "relations.k1": 20, "same": 1, "new": "x"}
+    with pytest.raises(CheckpointError) as caught:
+        check_recipe(saved, wanted)
+    for part in (
+        "loss.momentum: 0.1 in the checkpoint, 0.2 now",
+        "relations.k1: 30 in the checkpoint, 20 now",
+        "gone: True in the checkpoint, 'absent' now",
+        "new: 'absent' in the checkpoint, 'x' now",
+    ):
+        assert part in str(caught.value)
+    assert "same" not in str(caught.value).replace("the same", "")
+
+
+def test_names_and_whole_sections_can_be_left_out():
+    saved = {"tracking.uri": "a", "train.epochs": 5, "trackingless": 1}
+    check_recipe(saved, saved | {"tracking.uri": "b", "train.epochs": 9}, ignore=("tracking", "train.epochs"))
+    with pytest.raises(CheckpointError, match="trackingless"):
+        check_recipe(saved, saved | {"trackingless": 2}, ignore=("tracking",))

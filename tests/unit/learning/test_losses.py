@@ -1,0 +1,208 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gracl.errors import ConfigError
+from gracl.learning.losses import ProxyContrast, proxy_loss, select_lowest
+from gracl.types import Assignment, Proxies
+from tests.naive import losses as naive
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def world(seed, *, clusters=5, members=6, dim=8):
+    """An assignment of random unit features, its proxies drawn among the members."""
+    dice = np.random.default_rng(seed)
+    features = unit(dice.normal(size=(clusters * members, dim)) + 0.5)
+    labels = np.repeat(np.arange(clusters), members)
+    sums = np.stack([features[labels == cluster].sum(0) for cluster in range(clusters)])
+    inter = np.arange(clusters) * members
+    intra = inter + 1
+    proxies = Proxies(features[inter], features[intra], inter, intra, sums)
+    return Assignment(0, labels, proxies)
+
+
+def batch(seed, *, clusters=5, rows=12, dim=8):
+    dice = np.random.default_rng([seed, 1])
+    return unit(dice.normal(size=(rows, dim))), dice.integers(0, clusters, rows)
+
+
+def begun(assignment, **options):
+    criterion = ProxyContrast(**options)
+    criterion.begin_epoch(assignment, "cpu")
+    return criterion
+
+
+def tensors(features, labels):
+    return torch.tensor(features), torch.tensor(labels)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_terms_equal_the_double_loop(seed):
+    assignment, (features, labels) = world(seed), batch(seed)
+    criterion = begun(assignment, inter_temperature=0.07, intra_temperature=0.2, intra_weight=0.3)
+    terms = criterion(*tensors(features, labels))
+    inter = naive.term(features, labels, assignment.proxies.inter, 0.07)
+    intra = naive.term(features, labels, assignment.proxies.intra, 0.2)
+    assert terms.inter.item() == pytest.approx(inter, rel=1e-5)
+    assert terms.intra.item() == pytest.approx(intra, rel=1e-5)
+    assert terms.loss.item() == pytest.approx(inter + 0.3 * intra, rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.9])
+def test_update_equals_the_double_loop(seed, momentum):
+    assignment, (features, labels) = world(seed), batch(seed)
+    criterion = begun(assignment, momentum=momentum)
+    proxies = assignment.proxies
+    inter, intra = naive.updated(proxies.inter, proxies.intra, proxies.cluster_sums, features, labels, momentum)
+    criterion.update(*tensors(features, labels))
+    np.testing.assert_allclose(criterion.inter.numpy(), inter, atol=1e-6)
+    np.testing.assert_allclose(criterion.intra.numpy(), intra, atol=1e-6)
+
+
+def test_the_two_branches_choose_by_their_own_rule():
+    # Cluster 0 points to x; the others sum up to -x + y. Row 0 is far from its own, row 1 far from the others.
+    sums = np.array([[2, 0, 0], [-1, 1, 0]], np.float32)
+    proxies = Proxies(unit(sums), unit(sums), np.array([0, 1]), np.array([0, 1]), sums)
+    criterion = begun(Assignment(0, np.array([0, 1]), proxies), momentum=0.0)
+    rows = np.array([[0, 0, 1], [1, 0, 0]], np.float32)
+    criterion.update(*tensors(rows, np.array([0, 0])))
+    np.testing.assert_array_equal(criterion.intra[0].numpy(), rows[0])
+    np.testing.assert_array_equal(criterion.inter[0].numpy(), rows[1])
+
+
+def test_absent_clusters_stay_and_all_rows_keep_length_one():
+    assignment = world(3)
+    features, labels = batch(3, clusters=2)
+    criterion = begun(assignment)
+    for _ in range(20):
+        criterion.update(*tensors(features, labels))
+    np.testing.assert_array_equal(criterion.inter[2:].numpy(), assignment.proxies.inter[2:])
+    np.testing.assert_array_equal(criterion.intra[2:].numpy(), assignment.proxies.intra[2:])
+    assert (criterion.inter[:2] != torch.tensor(assignment.proxies.inter[:2])).any(1).all()
+    for bank in (criterion.inter, criterion.intra):
+        np.testing.assert_allclose(bank.norm(dim=1).numpy(), 1, atol=1e-6)
+
+
+def test_the_assignment_is_copied_and_each_epoch_starts_from_its_own():
+    assignment = world(0)
+    before = assignment.proxies.inter.copy()
+    criterion = begun(assignment)
+    criterion.update(*tensors(*batch(0)))
+    np.testing.assert_array_equal(assignment.proxies.inter, before)
+    other = world(1, clusters=3)
+    criterion.begin_epoch(other, torch.device("cpu"))
+    np.testing.assert_array_equal(criterion.inter.numpy(), other.proxies.inter)
+    np.testing.assert_allclose(criterion.total.numpy(), other.proxies.cluster_sums.sum(0), rtol=1e-6)
+
+
+def test_forward_and_backward_leave_the_banks_and_give_them_no_gradient():
+    criterion = begun(world(0))
+    features, labels = tensors(*batch(0))
+    features.requires_grad_()
+    before = criterion.inter.clone(), criterion.intra.clone()
+    criterion(features, labels).loss.backward()
+    assert features.grad is not None
+    assert features.grad.abs().sum() > 0
+    for bank, old in zip((criterion.inter, criterion.intra), before, strict=True):
+        assert not bank.requires_grad
+        assert bank.grad is None
+        assert torch.equal(bank, old)
+
+
+def test_a_bank_that_asks_for_a_gradient_gets_none():
+    bank = torch.eye(3, requires_grad=True)
+    features = torch.eye(3, requires_grad=True)
+    proxy_loss(features, torch.arange(3), bank, 0.5).backward()
+    assert bank.grad is None
+
+
+def test_update_carries_no_gradient():
+    criterion = begun(world(0))
+    features, labels = tensors(*batch(0))
+    criterion.update(features.requires_grad_(), labels)
+    assert not criterion.inter.requires_grad
+    assert not criterion.intra.requires_grad
+
+
+def test_without_intra_and_with_centroids_it_is_cluster_contrast():
+    assignment = world(4)
+    sums = assignment.proxies.cluster_sums
+    centroids = unit(sums)
+    nobody = np.arange(len(sums))
+    criterion = begun(
+        Assignment(0, assignment.labels, Proxies(centroids, centroids, nobody, nobody, sums)), intra_weight=0.0
+    )
+    ours, labels = tensors(*batch(4))
+    theirs = ours.clone().requires_grad_()
+    ours.requires_grad_()
+    loss = criterion(ours, labels).loss
+    plain = F.cross_entropy(theirs @ torch.tensor(centroids).T / 0.05, labels)
+    assert torch.equal(loss, plain)
+    loss.backward()
+    plain.backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_one_cluster_costs_nothing_and_still_moves():
+    criterion = begun(world(0, clusters=1))
+    features, _ = tensors(*batch(0))
+    labels = torch.zeros(len(features), dtype=torch.int64)
+    assert criterion(features, labels).loss.item() == 0
+    before = criterion.intra.clone()
+    criterion.update(features, labels)
+    assert not torch.equal(criterion.intra, before)
+
+
+def test_terms_are_float32_and_exact_under_autocast():
+    criterion = begun(world(0))
+    features, labels = tensors(*batch(0))
+    outside = criterion(features, labels).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = criterion(features, labels).loss
+        low = criterion(features.bfloat16(), labels).loss
+    assert inside.dtype == low.dtype == torch.float32
+    assert torch.equal(inside, outside)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 4)), min_size=1, max_size=12))
+def test_select_lowest_equals_the_loop_ties_to_the_first_row(pairs):
+    scores = torch.tensor([float(score) for score, _ in pairs])
+    labels = torch.tensor([label for _, label in pairs])
+    clusters, rows = select_lowest(scores, labels)
+    assert dict(zip(clusters.tolist(), rows.tolist(), strict=True)) == naive.lowest(scores.tolist(), labels.tolist())
+    assert clusters.tolist() == sorted(clusters.tolist())
+
+
+def test_select_lowest_of_an_empty_batch_is_empty():
+    clusters, rows = select_lowest(torch.empty(0), torch.empty(0, dtype=torch.int64))
+    assert len(clusters) == len(rows) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"inter_temperature": 0.0},
+        {"intra_temperature": -1.0},
+        {"intra_weight": -0.1},
+        {"momentum": 1.1},
+        {"momentum": -0.1},
+    ],
+)
+def test_options_out_of_bounds_are_refused(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        ProxyContrast(**options)
+
+
+def test_without_an_epoch_there_is_no_loss():
+    with pytest.raises(RuntimeError, match="begin_epoch"):
+        ProxyContrast()(*tensors(*batch(0)))
+    with pytest.raises(RuntimeError, match="begin_epoch"):
+        ProxyContrast().update(*tensors(*batch(0)))

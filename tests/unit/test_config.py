@@ -1,0 +1,76 @@
+import inspect
+
+import pytest
+from pydantic import ValidationError
+
+from gracl.config import EncoderSection, IngestConfig, Loss, Optim, Relations, Sampling, Schedule, TrainConfig, Views
+from gracl.images.ingesting import ingest_here
+from gracl.images.plans import identity_plan
+from gracl.images.views import train_view
+from gracl.learning.encoder import build_encoder
+from gracl.learning.fit import fit
+from gracl.learning.losses import ProxyContrast
+from gracl.learning.optim import build_optimizer, rate_factor
+from gracl.relations.relate import relate
+
+SECTIONS = [
+    # section, the function it is unpacked into, arguments that come from elsewhere
+    (Views, train_view, {"image", "dice", "height", "width"}),
+    (Sampling, identity_plan, {"labels", "epoch", "cameras", "seed"}),
+    (Relations, relate, {"features", "epoch", "threads", "device", "progress"}),
+    (EncoderSection, build_encoder, {"seed"}),
+    (Loss, ProxyContrast, set()),
+    (Optim, build_optimizer, {"parameters"}),
+    (Schedule, rate_factor, {"epoch"}),
+    (IngestConfig, ingest_here, {"tasks"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("section", "function", "elsewhere"), SECTIONS, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_a_section_is_the_keyword_list_of_its_function(section, function, elsewhere):
+    wanted = {
+        name: one.default for name, one in inspect.signature(function).parameters.items() if name not in elsewhere
+    }
+    offered = {
+        name: inspect.Parameter.empty if one.is_required() else one.default
+        for name, one in section.model_fields.items()
+        if name not in elsewhere
+    }
+    assert offered == wanted
+
+
+def test_fit_takes_its_options_from_the_root_of_the_config():
+    parameters = inspect.signature(fit).parameters
+    for name in ("eval_every", "eval_untrained", "precision", "clip_norm"):
+        assert TrainConfig.model_fields[name].default == parameters[name].default
+
+
+def test_a_config_cannot_be_changed():
+    config = TrainConfig(data={"root": "x"})
+    with pytest.raises(ValidationError):
+        config.epochs = 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": {"workers": 3}}, "sampling.objects that the workers can share"),
+        ({"scale": {"workers": 16}, "encoder": {"bn_group": 64}}, "bn_group that divides"),
+        ({"scale": {"workers": 2}, "encoder": {"bn_group": 256}}, "bn_group that one worker can hold"),
+        ({"scan_batch": 255, "scale": {"workers": 2}}, "scan_batch that the workers can share"),
+        ({"data": {"root": "x", "query": ""}}, "together, or neither"),
+    ],
+)
+def test_combinations_that_cannot_run_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        TrainConfig(**{"data": {"root": "x"}} | changes)
+
+
+def test_the_recipe_leaves_out_what_does_not_change_what_is_learnt():
+    one = TrainConfig(data={"root": "x"})
+    other = TrainConfig(data={"root": "y"}, scale={"workers": 2}, epochs=3, name="n", runs="r", eval_every=1)
+    assert one.recipe() == other.recipe()
+    assert one.fingerprint() == other.fingerprint()
+    assert one.fingerprint() != TrainConfig(data={"root": "x"}, loss={"momentum": 0.2}).fingerprint()

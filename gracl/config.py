@@ -114,7 +114,7 @@ class Schedule(Section):
     """The learning rate over the epochs."""
 
     warmup_epochs: Count = Field(0, description="epochs of linear warm-up")
-    decay_every: Positive = Field(20, description="epochs between decays")
+    decay_every: Count = Field(20, description="epochs between decays; 0: none")
     decay_factor: Share = Field(0.1, description="the rate is multiplied by this at each decay")
 
 

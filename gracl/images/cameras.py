@@ -44,28 +44,28 @@ class Camera:
 def camera_of(seed: int, camera_id: int, *, difficulty: float = 0.5) -> Camera:
     """The ways of a camera. Without difficulty all cameras are one: even light, the front, an empty grey room."""
     dice = rng(seed, "camera", camera_id)
-    nuisance = 2 * checked_difficulty(difficulty)
+    nuisance = 1.4 * checked_difficulty(difficulty)
 
     def somewhere() -> Colour:
-        return as_colour(0.6 + min(nuisance, 1.0) * (dice.uniform(0.35, 0.75, 3) - 0.6))
+        return as_colour(0.6 + min(nuisance, 1.0) * (dice.uniform(0.42, 0.72, 3) - 0.6))
 
     return Camera(
         key=(seed, camera_id),
         nuisance=nuisance,
-        gain=math.exp(nuisance * dice.uniform(-0.25, 0.15)),
+        gain=math.exp(nuisance * dice.uniform(-0.2, 0.15)),
         gamma=math.exp(nuisance * dice.uniform(-0.15, 0.15)),
-        cast=tuple(np.exp(nuisance * dice.normal(0, 0.07, 3)).tolist()),
-        contrast=math.exp(nuisance * dice.uniform(-0.25, 0.05)),
+        cast=tuple(np.exp(nuisance * dice.normal(0, 0.05, 3)).tolist()),
+        contrast=math.exp(nuisance * dice.uniform(-0.2, 0.05)),
         shade=nuisance * float(dice.uniform(-0.25, 0.25)),
         blur=nuisance * float(dice.uniform(0, 0.012)),
         noise=nuisance * float(dice.uniform(0.005, 0.03)),
         quality=max(20, round(95 - nuisance * dice.uniform(0, 35))),
         heading=min(nuisance, 1.0) * float(dice.uniform(-math.pi, math.pi)),
         spread=nuisance * 0.35,
-        zoom=math.exp(nuisance * dice.uniform(-0.2, 0.1)),
-        across=nuisance * float(dice.uniform(-0.08, 0.08)),
-        down=nuisance * float(dice.uniform(-0.04, 0.04)),
-        obstructed=min(1.0, nuisance * float(dice.uniform(0.0, 0.2))),
+        zoom=math.exp(nuisance * dice.uniform(-0.35, 0.3)),
+        across=nuisance * float(dice.uniform(-0.2, 0.2)),
+        down=nuisance * float(dice.uniform(-0.12, 0.12)),
+        obstructed=min(1.0, nuisance * float(dice.uniform(0.0, 0.15))),
         obstacle=somewhere(),
         wall=somewhere(),
         floor=somewhere(),
@@ -82,8 +82,8 @@ def aim(camera: Camera, dice: np.random.Generator, *, tall: float, height: int, 
         heading=camera.heading + dice.normal(0, camera.spread),
         stride=float(dice.uniform(-1, 1)),
         scale=scale,
-        left=width * (0.5 + camera.across + dice.normal(0, loose)),
-        top=(height - scale) * 0.5 + height * (camera.down + dice.normal(0, loose)),
+        left=width * (0.5 + camera.across + dice.normal(0, 4 * loose)),
+        top=(height - scale) * 0.5 + height * (camera.down + dice.normal(0, 2 * loose)),
     )
 
 

@@ -178,7 +178,7 @@ class _Figure:
                 self._quad(Part.BOTTOM, (hip, thing.waist, hips * 0.55), (hem, thing.hem, 0.04))
             self._oval(Part.SHOES, foot + 0.02 * self.side, 0.975, 0.03 + 0.02 * abs(self.side), 0.02)
         if thing.skirt:
-            self._quad(Part.BOTTOM, (0, thing.waist, hips), (0, min(thing.hem, 0.8), hips * 1.35))
+            self._quad(Part.BOTTOM, (0.0, thing.waist, hips), (0.0, min(thing.hem, 0.8), hips * 1.35))
 
     def _torso(self) -> None:
         thing, breadth = self.thing, self.breadth
@@ -188,9 +188,9 @@ class _Figure:
             cuff = shoulder + (hand - shoulder) * thing.sleeve
             self._quad(Part.SKIN, (shoulder, 0.18, 0.022), (hand, 0.54, 0.018))
             self._quad(Part.TOP, (shoulder, 0.17, 0.034), (cuff, 0.17 + 0.34 * thing.sleeve, 0.028))
-        self._quad(Part.SKIN, (0, 0.10, 0.03), (0, 0.18, 0.035))
+        self._quad(Part.SKIN, (0.0, 0.10, 0.03), (0.0, 0.18, 0.035))
         waist = max(thing.hips * (0.7 + 0.3 * abs(self.front)), 0.8 * breadth)
-        self._quad(Part.TOP, (0, 0.155, breadth), (0, thing.waist + thing.coat, waist))
+        self._quad(Part.TOP, (0.0, 0.155, breadth), (0.0, thing.waist + thing.coat, waist))
         if thing.opening and self.front > 0:
             slit = thing.opening * breadth * self.front
             self._quad(Part.SHIRT, (self.side * 0.5 * breadth, 0.155, slit), (self.side * 0.5 * breadth, 0.48, slit))
@@ -203,11 +203,11 @@ class _Figure:
         face = 0.052 * (0.75 + 0.25 * abs(self.front))
         self._oval(Part.SKIN, 0.018 * self.side, 0.085, face, 0.065)
         if thing.hair:
-            self._oval(Part.HAIR, 0, 0.03, 0.052, 0.03)
+            self._oval(Part.HAIR, 0.0, 0.03, 0.052, 0.03)
             if self.front < 0:
                 self._oval(Part.HAIR, -0.01 * self.side, long, 0.055 * max(0.5, -self.front), long)
         if thing.hat:
-            self._quad(Part.HAT, (0, -0.01, 0.045), (0, 0.05, 0.06))
+            self._quad(Part.HAT, (0.0, -0.01, 0.045), (0.0, 0.05, 0.06))
             self._quad(Part.HAT, (0.05 * self.side, 0.04, 0.06), (0.05 * self.side, 0.055, 0.06))
 
     def _pack(self, *, near: bool) -> None:

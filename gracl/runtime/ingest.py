@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import ray
 
+from gracl.config import IngestConfig
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
 from gracl.images.ingesting import STAGING, OnBadImage, Run, in_this_process, write_splits
 from gracl.images.layouts import Listing, list_images
 from gracl.images.manifests import Manifest
+from gracl.runtime.session import Demand, session
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -23,7 +25,19 @@ SECONDS_BETWEEN_LINES = 5.0
 SECONDS_TO_CANCEL = 10.0
 
 
-def ingest(
+def ingest(config: IngestConfig) -> dict[str, Any]:
+    """Packs a raw dataset into shards, on the cluster that Ray is told of or on this machine.
+
+    Returns:
+        What `pack` returns.
+    """
+    if storage.is_in_memory(config.raw) or storage.is_in_memory(config.out):
+        return pack(**config.options())
+    with session(Demand(cpus=max(1, config.tasks), gpus=0, parts="tasks that write shards")):
+        return pack(**config.options())
+
+
+def pack(
     *,
     raw: str,
     out: str,

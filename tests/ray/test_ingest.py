@@ -11,7 +11,7 @@ from gracl.errors import ConfigError, ImageError
 from gracl.images import storage
 from gracl.images.ingesting import ingest_here
 from gracl.images.shards import ShardStore
-from gracl.runtime.ingest import Progress, ingest, on_ray
+from gracl.runtime.ingest import Progress, on_ray, pack
 from tests.raw_images import MARKET, fill, fill_folders, picture
 from tests.ray_jobs import double, fail_at_three, most_at_once
 
@@ -36,7 +36,7 @@ def test_ray_writes_what_one_process_writes(ray_cluster: None, tmp_path: Path, t
     storage.write_bytes(f"{raw}/query/0002_c1s1_000001_00.jpg", b"no picture")
     options = {"layout": "market1501", "on_bad_image": "skip", "allow_shared_identities": True}
     with small_shards():
-        summary = ingest(raw=raw, out=str(tmp_path / "ray"), tasks=tasks, **options)
+        summary = pack(raw=raw, out=str(tmp_path / "ray"), tasks=tasks, **options)
         ingest_here(raw, str(tmp_path / "here"), **options)
     assert files(tmp_path / "ray") == files(tmp_path / "here")
     assert summary["splits"]["query"] == {
@@ -56,7 +56,7 @@ def test_an_error_of_a_task_keeps_its_class_and_leaves_nothing(ray_cluster: None
     raw = fill(str(tmp_path / "raw"), ["a.jpg", "b.jpg"])
     storage.write_bytes(f"{raw}/b.jpg", b"x")
     with pytest.raises(ImageError, match="came 1 that cannot:\n  b.jpg: "):
-        ingest(raw=raw, out=str(tmp_path / "out"), layout="unlabelled")
+        pack(raw=raw, out=str(tmp_path / "out"), layout="unlabelled")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -80,7 +80,7 @@ def test_tasks_run_side_by_side_and_no_more_than_asked(ray_cluster: None, tmp_pa
 def test_memory_is_done_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw, out = f"memory://{uuid.uuid4().hex}", f"memory://{uuid.uuid4().hex}"
     storage.write_bytes(f"{raw}/a.jpg", picture(1))
-    assert ingest(raw=raw, out=out, layout="unlabelled")["ran_in"] == "this process"
+    assert pack(raw=raw, out=out, layout="unlabelled")["ran_in"] == "this process"
     assert len(ShardStore.open(out, "train", cache=str(tmp_path))) == 1
     assert "without Ray" in capsys.readouterr().err
 
@@ -88,13 +88,13 @@ def test_memory_is_done_in_this_process(tmp_path: Path, capsys: pytest.CaptureFi
 def test_without_ray_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(ConfigError, match="a running Ray; came none"):
-        ingest(raw=str(tmp_path), out=str(tmp_path), layout="unlabelled")
+        pack(raw=str(tmp_path), out=str(tmp_path), layout="unlabelled")
 
 
 def test_what_a_killed_run_left_is_named(ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw, out = fill(str(tmp_path / "raw"), ["a.jpg"]), tmp_path / "out"
     (out / ".ingest.host-1-abc").mkdir(parents=True)
-    ingest(raw=raw, out=str(out), layout="unlabelled")
+    pack(raw=raw, out=str(out), layout="unlabelled")
     assert "to be deleted: .ingest.host-1-abc" in capsys.readouterr().err
 
 

@@ -201,3 +201,24 @@ def test_names_and_whole_sections_can_be_left_out():
     check_recipe(saved, saved | {"tracking.uri": "b", "train.epochs": 9}, ignore=("tracking", "train.epochs"))
     with pytest.raises(CheckpointError, match="trackingless"):
         check_recipe(saved, saved | {"trackingless": 2}, ignore=("tracking",))
+
+
+def test_a_fresh_state_knows_the_encoder_and_has_no_weights_yet(pair):
+    state = TrainState.fresh(pair[0], {"a.b": 1}, height=32, width=16)
+    assert (state.epoch, state.model, state.optimizer, state.best, state.best_epoch) == (0, {}, {}, None, None)
+    assert state.encoder == pair[0].options
+    assert state.encoder is not pair[0].options
+    assert state.view == {"height": 32, "width": 16}
+
+
+def test_an_epoch_later_the_best_is_kept_and_every_figure_remembered(pair):
+    encoder, optimizer = pair
+    state = TrainState.fresh(encoder, {}, height=32, width=32)
+    seen = []
+    for figures in ({"train/loss": 1.0}, {"val/mAP": 0.4}, {"val/mAP": 0.3}, {"val/mAP": 0.4}, {"val/mAP": 0.6}):
+        before, state = state, state.after(figures, encoder=encoder, optimizer=optimizer)
+        assert state.epoch == before.epoch + 1
+        assert state.history == [*before.history, figures]
+        seen.append((state.best, state.best_epoch))
+    assert seen == [(None, None), (0.4, 2), (0.4, 2), (0.4, 2), (0.6, 5)]
+    assert same(dict(state.model), dict(encoder.state_dict()))

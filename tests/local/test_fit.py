@@ -1,0 +1,73 @@
+"""The whole method in one process, on the toy world."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.local_twin import learn
+from gracl.errors import ClusteringCollapsed
+from gracl.learning.checkpoint import TrainState, load_state, save_state
+from tests.toy import toy_config
+
+
+def weights(state: TrainState) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state.model.items()}
+
+
+def assert_same_run(one: TrainState, other: TrainState) -> None:
+    """Bit for bit: weights, and every figure but seconds and rates."""
+    assert one.epoch == other.epoch
+    for name, tensor in one.model.items():
+        torch.testing.assert_close(tensor, other.model[name], rtol=0, atol=0, msg=name)
+    for mine, others in zip(one.history, other.history, strict=True):
+        for name in mine:
+            if not name.startswith("time/") and not name.endswith(("_s", "_per_second")):
+                assert mine[name] == others[name], name
+
+
+@pytest.fixture(scope="module")
+def unbroken(toy_shards):
+    return learn(toy_config(toy_shards))
+
+
+def test_training_beats_untrained_features(toy_shards):
+    config = toy_config(toy_shards, epochs=8, sampling__steps=10, eval_every=8, optim__rate=1e-3)
+    state = learn(config)
+    assert state.history[-1]["val/mAP"] > state.history[0]["untrained/mAP"] + 0.1
+
+
+def test_the_same_seed_gives_the_same_run(toy_shards, unbroken):
+    assert_same_run(learn(toy_config(toy_shards)), unbroken)
+
+
+def test_another_seed_gives_another_run(toy_shards, unbroken):
+    other = learn(toy_config(toy_shards, seed=1, epochs=1, eval_every=1))
+    assert other.history[0]["train/loss"] != unbroken.history[0]["train/loss"]
+
+
+def test_a_run_stopped_and_resumed_equals_an_unbroken_one(toy_shards, unbroken, tmp_path):
+    first = learn(toy_config(toy_shards, epochs=2))
+    save_state(first, tmp_path)
+    assert_same_run(learn(toy_config(toy_shards), state=load_state(tmp_path)), unbroken)
+
+
+def test_the_bank_and_the_labels_move_the_weights(toy_shards, unbroken):
+    fresh = learn(toy_config(toy_shards, epochs=1, optim__rate=1e-9, optim__weight_decay=0))
+    moved = [
+        name
+        for name, tensor in unbroken.model.items()
+        if tensor.dtype.is_floating_point and not torch.allclose(tensor, fresh.model[name], atol=1e-5)
+    ]
+    assert len(moved) > len(unbroken.model) / 2
+
+
+def test_everything_noise_is_refused_with_a_way_out(toy_shards):
+    with pytest.raises(ClusteringCollapsed, match="eps"):
+        learn(toy_config(toy_shards, relations__eps=0.001, relations__min_samples=30))
+
+
+def test_a_run_without_query_and_gallery_is_not_judged(toy_shards):
+    state = learn(toy_config(toy_shards, epochs=1, data__query="", data__gallery=""))
+    assert not any(name.startswith(("val/", "untrained/")) for name in state.history[0])
+    assert state.best is None
+    assert np.isfinite(state.history[0]["train/loss"])

@@ -1,0 +1,115 @@
+"""Training through Ray, held against the twin in one process."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from benchmarks.local_twin import learn
+from gracl.errors import CheckpointError, ClusteringCollapsed, ConfigError
+from gracl.learning.checkpoint import load_state
+from gracl.runtime.train import train
+from tests.local.test_fit import assert_same_run
+from tests.toy import toy_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def reference(toy_shards):
+    return learn(toy_config(toy_shards))
+
+
+@pytest.fixture(scope="module")
+def one_worker(ray_cluster, toy_shards, runs):
+    return train(toy_config(toy_shards, runs, name="one"))
+
+
+@pytest.fixture(scope="module")
+def two_workers(ray_cluster, toy_shards, runs):
+    return train(toy_config(toy_shards, runs, name="two", scale__workers=2))
+
+
+def test_one_worker_equals_the_local_run_bit_for_bit(one_worker, reference):
+    assert_same_run(load_state(one_worker["checkpoint"]), reference)
+
+
+def test_two_workers_learn_the_same_within_rounding(two_workers, reference):
+    state = load_state(two_workers["checkpoint"])
+    first, wanted = state.history[0], reference.history[0]
+    assert first["cluster/number"] == wanted["cluster/number"]
+    assert first["cluster/noise_fraction"] == wanted["cluster/noise_fraction"]
+    assert first["untrained/mAP"] == pytest.approx(wanted["untrained/mAP"], abs=1e-6)
+    losses = [[row["train/loss"] for row in history] for history in (state.history, reference.history)]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
+    # Later epochs cluster features that differ in rounding; they stay close on this world.
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_the_result_says_what_a_script_needs(one_worker, runs):
+    assert json.loads(json.dumps(one_worker)) == one_worker
+    assert Path(one_worker["checkpoint"]) == runs / "one" / "epoch-0003"
+    assert Path(one_worker["pictures"]).is_file()
+    assert one_worker["epochs"] == 3
+    assert one_worker["final"]["mAP"] <= one_worker["best"]["mAP"]
+    assert set(one_worker["seconds"]) >= {"scan", "relate", "train", "judge", "epoch"}
+
+
+def test_mlflow_holds_every_parameter_and_every_epoch(one_worker, toy_shards, runs):
+    client = mlflow.MlflowClient(one_worker["tracking_uri"])
+    run = client.get_run(one_worker["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    wanted = toy_config(toy_shards, runs, name="one").flat()
+    assert {name: run.data.params[name] for name in wanted} == {name: str(value) for name, value in wanted.items()}
+    losses = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [point.step for point in losses] == [1, 2, 3]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/mAP")] == [2, 3]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "untrained/mAP")] == [0]
+    assert "ranked.png" in [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
+
+
+def test_a_run_that_is_done_is_not_done_again(one_worker, toy_shards, runs):
+    again = train(toy_config(toy_shards, runs, name="one"))
+    assert again == one_worker
+
+
+def test_a_run_stopped_after_an_epoch_and_resumed_equals_an_unbroken_one(ray_cluster, toy_shards, runs, reference):
+    first = train(toy_config(toy_shards, runs, name="broken", epochs=2))
+    assert first["epochs"] == 2
+    resumed = train(toy_config(toy_shards, runs, name="broken"))
+    state = load_state(resumed["checkpoint"])
+    assert resumed["mlflow_run_id"] == first["mlflow_run_id"]
+    assert len(state.history) == 3
+    for name, tensor in state.model.items():
+        torch.testing.assert_close(tensor, reference.model[name], rtol=0, atol=0, msg=name)
+
+
+def test_another_recipe_under_the_same_name_is_refused(one_worker, toy_shards, runs):
+    with pytest.raises(CheckpointError, match="loss.momentum: 0.1 in the checkpoint, 0.5 now"):
+        train(toy_config(toy_shards, runs, name="one", epochs=5, loss__momentum=0.5))
+
+
+def test_a_refusal_from_the_relation_actor_reaches_the_driver_once(ray_cluster, toy_shards, runs):
+    config = toy_config(
+        toy_shards, runs, name="noise", relations__eps=0.001, relations__min_samples=30, eval_untrained=False
+    )
+    with pytest.raises(ClusteringCollapsed, match="eps"):
+        train(config)
+
+
+def test_a_split_that_is_not_there_is_refused_before_ray(toy_shards, runs):
+    with pytest.raises(ConfigError, match="a split named 'nowhere'"):
+        train(toy_config(toy_shards, runs, data__train="nowhere"))
+
+
+def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_cluster, toy_shards, runs):
+    config = toy_config(toy_shards, runs, name="large", scale__worker_cpus=64)
+    with pytest.raises(ConfigError, match=r"a cluster with 65 CPUs and 0 GPUs.*one with 4 CPUs"):
+        train(config)

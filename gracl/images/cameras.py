@@ -16,7 +16,11 @@ from gracl.randomness import rng
 
 @dataclass(frozen=True)
 class Camera:
-    """How a camera sees: light, colour, sharpness, point of view, framing, background and what stands in the way."""
+    """How a camera sees: light, colour, sharpness, point of view, framing, background and what stands in the way.
+
+    `key` is (seed, camera id) and names the scenery. `nuisance` scales what changes from shot to shot. Lengths are
+    shares of the picture's side (`across` of its width, all others of its height), colours and noise shares of white.
+    """
 
     key: tuple[int, int]
     nuisance: float

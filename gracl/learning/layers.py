@@ -135,8 +135,7 @@ def _own_statistics(norm: _BatchNorm, rows: Tensor) -> Tensor:
 def _join(first: Tensor, others: list[Tensor]) -> Tensor:
     """Puts the groups in order again.
 
-    A loop and a join, and not groups folded into channels: measured on two cores with groups of 16 and 64, forward
-    and backward, the loop costs 1.1 to 1.6 times plain batch norm and the fold 1.3 to 4 times (in channels_last, where
-    folding moves every number twice, always above 3).
+    A loop and a join, and not groups folded into channels: folding moves every number twice in channels_last, and was
+    the slower of the two on a CPU in every size tried (docs/decisions/0004-group-batch-norm.md).
     """
     return torch.cat([first, *others]) if others else first

@@ -13,6 +13,10 @@ from numpy import ndarray
 
 from gracl.errors import CoverageError, expected
 
+# The colours that pretrained networks count as zero and as one, as shares of 255, red first.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 UNKNOWN = -1
 NOISE = -1
 EMPTY = -1

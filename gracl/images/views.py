@@ -1,7 +1,7 @@
 """From encoded bytes to the pictures a network sees: decode, resize, and the altered views of training.
 
-Everything up to the device is `uint8[height, width, 3]`, a quarter of the bytes of float32 (ray.md 1.3); only
-`normalise` makes floats, and it runs where the network runs. Augmentations: method.md 4.8.
+Everything up to the device is `uint8[height, width, 3]`, a quarter of the bytes of float32; `learning/fit.py` makes
+floats of it where the network runs. No torch here, so that ingest's workers start fast. Augmentations: method.md 4.8.
 """
 
 import io
@@ -10,16 +10,13 @@ import struct
 
 import numpy as np
 import simplejpeg
-import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
-from torch import Tensor
 
 from gracl.errors import ImageError, expected
+from gracl.types import IMAGENET_MEAN
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MEAN_COLOUR = np.array([round(255 * share) for share in IMAGENET_MEAN], np.uint8)
 
 ERASE_AREA = (0.02, 0.4)
@@ -103,7 +100,7 @@ def train_view(
     """An altered picture: resized, perhaps mirrored, relit, shifted, perhaps partly erased (method.md 4.8).
 
     Padding is black (0), as in the code of the family, whose figures we want to be compared with. The erased patch
-    has the ImageNet mean colour, so that it is 0 after `normalise`; the family fills normalised pixels with the raw
+    has the ImageNet mean colour, so that it is 0 for the network; the family fills normalised pixels with the raw
     mean, which is another colour.
 
     Args:
@@ -167,13 +164,3 @@ def _erase(canvas: UInt8[ndarray, "height width 3"], dice: np.random.Generator) 
             top, left = dice.integers(0, height - rows + 1), dice.integers(0, width - columns + 1)
             canvas[top : top + rows, left : left + columns] = MEAN_COLOUR
             return
-
-
-def normalise(images: UInt8[Tensor, "batch height width 3"]) -> Float32[Tensor, "batch 3 height width"]:
-    """Floats for the network, on the device where the pictures are: ImageNet mean 0 and deviation 1 per channel.
-
-    The result lies in memory as the pictures do (channels last), which costs nothing and suits convolutions.
-    """
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).mul_(255).view(3, 1, 1)
-    scale = torch.tensor(IMAGENET_STD, device=images.device).mul_(255).reciprocal_().view(3, 1, 1)
-    return images.permute(0, 3, 1, 2).float().sub_(mean).mul_(scale)

@@ -27,4 +27,8 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     options = config.options()
     pictures = write_world(storage.local_path(options.pop("out")), **options)
     say(f"drew {sum(pictures.values())} pictures in {config.out}")
-    return {"out": storage.absolute(config.out), "pictures": pictures, "seconds": round(time.perf_counter() - started, 2)}
+    return {
+        "out": storage.absolute(config.out),
+        "pictures": pictures,
+        "seconds": round(time.perf_counter() - started, 2),
+    }

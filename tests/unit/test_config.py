@@ -3,9 +3,21 @@ import inspect
 import pytest
 from pydantic import ValidationError
 
-from gracl.config import EncoderSection, IngestConfig, Loss, Optim, Relations, Sampling, Schedule, TrainConfig, Views
+from gracl.config import (
+    EncoderSection,
+    IngestConfig,
+    Loss,
+    Optim,
+    Relations,
+    Sampling,
+    Schedule,
+    SynthesizeConfig,
+    TrainConfig,
+    Views,
+)
 from gracl.images.ingesting import ingest_here
 from gracl.images.plans import identity_plan
+from gracl.images.synthetic import write_world
 from gracl.images.views import train_view
 from gracl.learning.encoder import build_encoder
 from gracl.learning.fit import fit
@@ -23,6 +35,7 @@ SECTIONS = [
     (Optim, build_optimizer, {"parameters"}),
     (Schedule, rate_factor, {"epoch"}),
     (IngestConfig, ingest_here, {"tasks"}),
+    (SynthesizeConfig, write_world, {"folder", "out"}),
 ]
 
 

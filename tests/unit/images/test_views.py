@@ -4,17 +4,13 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from gracl.errors import ImageError
 from gracl.images.views import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     MEAN_COLOUR,
     decode,
     eval_view,
-    normalise,
     train_view,
 )
 from gracl.randomness import rng
@@ -176,22 +172,3 @@ def test_train_view_refuses_what_cannot_be(png: bytes) -> None:
     for pad in (-1, 12):
         with pytest.raises(ValueError, match="pad from 0 to 11"):
             train_view(png, rng(0), height=24, width=12, pad=pad)
-
-
-def test_normalise_is_the_formula_and_free_of_copies() -> None:
-    images = torch.from_numpy(np.stack([coloured(), coloured()[::-1]]))
-    floats = normalise(images)
-    wanted = (images.double() / 255 - torch.tensor(IMAGENET_MEAN).double()) / torch.tensor(IMAGENET_STD).double()
-    assert floats.shape == (2, 3, 24, 12)
-    assert torch.allclose(floats.double(), wanted.permute(0, 3, 1, 2), atol=1e-5)
-    assert floats.is_contiguous(memory_format=torch.channels_last)
-    assert normalise(images[:0]).shape == (0, 3, 24, 12)
-    mean = torch.tensor(MEAN_COLOUR).expand(1, 2, 2, 3).contiguous()
-    assert normalise(mean).abs().max() < 0.01
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_normalise_on_the_gpu_is_normalise_on_the_cpu() -> None:
-    images = torch.from_numpy(coloured()[None].copy())
-    assert torch.allclose(normalise(images.cuda()).cpu(), normalise(images), atol=1e-6)

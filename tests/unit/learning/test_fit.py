@@ -1,0 +1,158 @@
+"""The epoch with doll ports: no images, no Ray."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from gracl.errors import NonFiniteLoss
+from gracl.learning.encoder import Encoder
+from gracl.learning.fit import autocast, encode, normalise, train_epoch, watched
+from gracl.learning.losses import ProxyContrast
+from gracl.learning.optim import build_optimizer
+from gracl.local import OneRank
+from gracl.types import IMAGENET_MEAN, IMAGENET_STD, Assignment, Batch, Proxies
+
+
+def pixels(rows: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (rows, 8, 4, 3), dtype=np.uint8)
+
+
+def small_encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(
+        torch.nn.Conv2d(3, 5, 3), torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), width=5
+    )
+
+
+def assignment(labels: np.ndarray, dim: int = 5) -> Assignment:
+    rows = np.eye(labels.max() + 1, dim, dtype=np.float32)
+    images = np.array([int(np.flatnonzero(labels == label)[0]) for label in range(labels.max() + 1)])
+    return Assignment(0, labels, Proxies(rows, rows.copy(), images, images, rows.copy()))
+
+
+def begin(labels: np.ndarray) -> tuple[Encoder, ProxyContrast, torch.optim.Optimizer]:
+    encoder, criterion = small_encoder(), ProxyContrast()
+    criterion.begin_epoch(assignment(labels), "cpu")
+    return encoder, criterion, build_optimizer(encoder.parameters())
+
+
+def quiet(phase: str, done: int, total: int) -> None:
+    """Says nothing."""
+
+
+def test_normalise_is_the_formula_and_free_of_copies():
+    images = torch.from_numpy(pixels())
+    floats = normalise(images)
+    wanted = (images.double() / 255 - torch.tensor(IMAGENET_MEAN).double()) / torch.tensor(IMAGENET_STD).double()
+    assert torch.allclose(floats.double(), wanted.permute(0, 3, 1, 2), atol=1e-5)
+    assert floats.is_contiguous(memory_format=torch.channels_last)
+    assert normalise(images[:0]).shape == (0, 3, 8, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_normalise_on_the_gpu_is_normalise_on_the_cpu():
+    images = torch.from_numpy(pixels())
+    assert torch.allclose(normalise(images.cuda()).cpu(), normalise(images), atol=1e-6)
+
+
+def test_encode_keeps_each_index_with_its_feature():
+    encoder, pictures = small_encoder(), pixels(6)
+    whole = encode(encoder, iter([Batch(0, 0, np.arange(6), pictures)]), nullcontext(), lambda done: None)
+    parts = [
+        Batch(0, 0, np.array([4, 1]), pictures[[4, 1]]),
+        Batch(1, 0, np.array([0, 5, 3, 2]), pictures[[0, 5, 3, 2]]),
+    ]
+    mixed = encode(encoder, iter(parts), nullcontext(), lambda done: None)
+    np.testing.assert_array_equal(mixed.indices, [4, 1, 0, 5, 3, 2])
+    np.testing.assert_allclose(mixed.features, whole.features[mixed.indices], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(whole.features, axis=1), 1, atol=1e-5)
+
+
+def test_an_empty_share_gives_an_empty_table():
+    table = encode(small_encoder(), iter([]), nullcontext(), lambda done: None)
+    assert table.features.shape == (0, 5)
+
+
+def test_a_training_epoch_moves_weights_and_bank_and_counts_its_steps():
+    labels = np.array([0, 0, 1, 1])
+    encoder, criterion, optimizer = begin(labels)
+    before, bank, seen = encoder.trunk.weight.detach().clone(), criterion.inter.clone(), []
+    picks = (Batch(step, 0, np.arange(4), pixels(seed=step)) for step in range(3))
+    targets = torch.from_numpy(np.stack([labels] * 3))
+    losses = train_epoch(
+        encoder, criterion, optimizer, picks, targets, OneRank(), nullcontext(), 0.0, lambda *now: seen.append(now)
+    )
+    assert seen == [("train", 1, 3), ("train", 2, 3), ("train", 3, 3)]
+    assert losses[0] == pytest.approx(float(losses[1] + losses[2]), rel=1e-5)
+    assert not torch.equal(encoder.trunk.weight, before)
+    assert not torch.equal(criterion.inter, bank)
+
+
+def test_a_non_finite_loss_stops_before_the_step():
+    labels = np.array([0, 0, 1, 1])
+    encoder, criterion, optimizer = begin(labels)
+    criterion.intra[0] = float("nan")
+    before = {name: tensor.clone() for name, tensor in encoder.named_parameters()}
+    picks = iter([Batch(0, 7, np.arange(4), pixels())])
+    with pytest.raises(NonFiniteLoss, match="epoch 7, step 0"):
+        train_epoch(
+            encoder, criterion, optimizer, picks, torch.from_numpy(labels[None]), OneRank(), nullcontext(), 0.0, quiet
+        )
+    for name, tensor in encoder.named_parameters():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for():
+    labels = np.array([0, 0, 1, 1])
+    encoder, criterion, _ = begin(labels)
+    optimizer = build_optimizer(encoder.parameters(), optimizer="sgd", rate=1.0, weight_decay=0.0)
+    before = torch.cat([weight.detach().clone().flatten() for weight in encoder.parameters()])
+    picks = iter([Batch(0, 0, np.arange(4), pixels())])
+    train_epoch(
+        encoder, criterion, optimizer, picks, torch.from_numpy(labels[None]), OneRank(), nullcontext(), 1e-3, quiet
+    )
+    after = torch.cat([weight.detach().flatten() for weight in encoder.parameters()])
+    assert (after - before).norm() <= 1e-3 * 1.01
+
+
+def test_a_plan_that_is_cut_short_is_our_mistake():
+    labels = np.array([0, 0, 1, 1])
+    encoder, criterion, optimizer = begin(labels)
+    with pytest.raises(RuntimeError, match="2 steps, 1 came"):
+        train_epoch(
+            encoder,
+            criterion,
+            optimizer,
+            iter([Batch(0, 0, np.arange(4), pixels())]),
+            torch.from_numpy(np.stack([labels] * 2)),
+            OneRank(),
+            nullcontext(),
+            0.0,
+            quiet,
+        )
+
+
+def test_bfloat16_is_taken_when_asked_for():
+    cpu = torch.device("cpu")
+    assert isinstance(autocast(cpu, "auto"), nullcontext)
+    assert isinstance(autocast(cpu, "float32"), nullcontext)
+    assert autocast(cpu, "bfloat16").fast_dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_takes_bfloat16_by_itself():
+    gpu = torch.device("cuda")
+    assert autocast(gpu, "auto").fast_dtype == torch.bfloat16
+    assert isinstance(autocast(gpu, "float32"), nullcontext)
+
+
+def test_progress_of_one_rank_stands_for_all():
+    seen = []
+    tell = watched(lambda *now: seen.append(now), "scan", 10, 4)
+    tell(2)
+    tell(3)
+    assert seen == [("scan", 8, 10), ("scan", 10, 10)]

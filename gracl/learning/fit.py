@@ -150,9 +150,9 @@ def fit(
         return relator.judge(epoch, describe(splits.query, "query"), describe(splits.gallery, "gallery"))
 
     untrained = judge(0) if judged and eval_untrained and not state.epoch else None
-    learner = ranks.parallel(encoder)
+    learner, clock = ranks.parallel(encoder), Clock()
     for epoch in range(state.epoch, epochs):
-        clock = Clock()
+        clock = clock.next()
         set_rate(optimizer, rate(epoch))
         part = describe(splits.train, "scan")
         clock.lap("scan")
@@ -285,11 +285,18 @@ def watched(progress: Progress, phase: str, images: int, ranks: int) -> Callable
 
 
 class Clock:
-    """Seconds by phase."""
+    """Seconds by phase of one epoch. What was spent on reporting the epoch before it is this epoch's phase `keep`."""
 
     def __init__(self) -> None:
         self.started = self.last = time.perf_counter()
         self.seconds: dict[str, float] = {}
+
+    def next(self) -> "Clock":
+        """The clock of the next epoch, which begins where the last lap of this one ended."""
+        clock = Clock()
+        clock.started = clock.last = self.last
+        clock.lap("keep")
+        return clock
 
     def lap(self, phase: str) -> None:
         """Everything since the last lap belongs to `phase`."""

@@ -133,6 +133,7 @@ class Scale(Section):
     relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the relation actor")
     relation_gpus: float = Field(0, ge=0, description="GPUs reserved by the relation actor")
     relation_threads: Positive = Field(1, description="threads of the relation actor")
+    autoscaling: bool = Field(False, description="the cluster may grow: wait for what it does not hold yet")
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without end")
 
 

@@ -165,4 +165,9 @@ def check(config: CheckpointConfig, splits: list[str]) -> tuple[Encoder, dict[st
 
 def demand(scale: Scale) -> Demand:
     """What describing holds of the cluster at one time."""
-    return Demand(scale.workers * scale.worker_cpus, scale.workers * scale.worker_gpus, f"{scale.workers} workers")
+    return Demand(
+        cpus=scale.workers * scale.worker_cpus,
+        gpus=scale.workers * scale.worker_gpus,
+        parts=f"{scale.workers} workers",
+        waits=scale.autoscaling,
+    )

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +15,12 @@ from gracl.errors import ConfigError, expected
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run will hold of the cluster at one time."""
+    """What a run will hold of the cluster at one time; `waits` for a cluster that grows when more is asked for."""
 
     cpus: float
     gpus: float
     parts: str
+    waits: bool = False
 
 
 @contextmanager
@@ -44,6 +47,24 @@ def session(demand: Demand) -> Iterator[None]:
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C during the block is a KeyboardInterrupt, and the handler of before is back at its end.
+
+    Ray Train answers Ctrl-C by itself: it aborts the ranks and then ends this process with SystemExit, so that nobody
+    could say how to resume; and its handler stays when `fit` has returned. (SIGTERM, for which Ray has a handler too,
+    also comes as SystemExit and is a stop as well.)
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def quieten() -> None:
@@ -74,11 +95,11 @@ def _start(demand: Demand) -> None:
 def _check(demand: Demand) -> None:
     has = ray.cluster_resources()
     cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
-    if cpus < demand.cpus or gpus < demand.gpus:
+    if not demand.waits and (cpus < demand.cpus or gpus < demand.gpus):
         raise ConfigError(
             expected(
                 f"a cluster with {demand.cpus:g} CPUs and {demand.gpus:g} GPUs ({demand.parts})",
                 f"one with {cpus:g} CPUs and {gpus:g} GPUs",
-                "lower scale.workers, scale.worker_cpus or scale.relation_cpus, or add nodes",
+                "lower scale.workers or what each part reserves, add nodes, or set scale.autoscaling=true",
             )
         )

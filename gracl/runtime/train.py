@@ -1,6 +1,7 @@
 """train(config): shards -> checkpoints, on Ray Train with the relation actor beside it, recorded in MLflow."""
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from gracl.learning.fit import Splits
 from gracl.runtime.board import open_board
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.relation_actor import start_relation_actor
-from gracl.runtime.session import Demand, session
+from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
 from gracl.runtime.terminal import say, table, watching
@@ -149,6 +150,7 @@ def demand(config: TrainConfig) -> Demand:
         cpus=scale.workers * scale.worker_cpus + scale.relation_cpus + stream,
         gpus=scale.workers * scale.worker_gpus + scale.relation_gpus,
         parts=f"{scale.workers} workers, the relation actor and one task of the stream",
+        waits=scale.autoscaling,
     )
 
 
@@ -175,7 +177,7 @@ def learn(run: Run, uri: str, client: MlflowClient) -> None:
         **streamed(run, board),
     )
     done = latest_epoch(run.folder)
-    with watching(board, epochs=config.epochs, done=done):
+    with watching(board, epochs=config.epochs, done=done), interruptible():
         fit_or_explain(trainer, board, run)
     judged = ray.get(actor.ranking.remote(10)) if config.data.query else None
     with ExitStack() as stack:
@@ -310,7 +312,7 @@ def conclude(run: Run, uri: str) -> dict[str, Any]:
     say(f"checkpoint: {last}" + (f"\nbest:       {best}" if best != last else ""))
     if storage.exists(picture):
         say(f"pictures:   {picture}")
-    say(f"review:     mlflow ui --backend-store-uri {uri}")
+    say(f"review:     {review_command(uri)}")
     untrained = {
         name.removeprefix("untrained/"): value for name, value in state.history[0].items() if "untrained/" in name
     }
@@ -332,6 +334,14 @@ def conclude(run: Run, uri: str) -> dict[str, Any]:
             if name.startswith("time/")
         },
     }
+
+
+def review_command(uri: str) -> str:
+    """What opens MLflow on the run: the program that stands beside this Python, or the server that has it."""
+    if uri.startswith(("http://", "https://")):
+        return uri
+    beside = Path(sys.executable).with_name("mlflow")
+    return f"{beside if beside.exists() else 'mlflow'} ui --backend-store-uri {uri}"
 
 
 def judged_figures(metrics: Mapping[str, float]) -> dict[str, float] | None:

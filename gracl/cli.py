@@ -4,10 +4,10 @@ A door that refuses says so in one message on stderr and ends with exit code 2, 
 JSON line, the last line of stdout.
 """
 
-import contextlib
 import difflib
 import importlib
 import json
+import re
 import sys
 import types
 import typing
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from gracl.errors import ConfigError, GraclError, expected
 
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -78,9 +79,8 @@ def _override(values: dict[str, Any], argument: str) -> None:
         value: Any = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         value = text
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):  # YAML 1.1 takes 1e-3 for a word
-            value = float(value)
+    if EXPONENT.fullmatch(text):  # YAML 1.1 takes 1e-3 for a word
+        value = float(text)
     for key in reversed(path.split(".")):
         value = {key: value}
     _merge(values, value)

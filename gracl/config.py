@@ -6,6 +6,7 @@ defaults), so a section is unpacked where that function is called and no config 
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -38,14 +39,26 @@ class Section(BaseModel):
         return {name: getattr(self, name) for name in type(self).model_fields}
 
 
-class Data(Section):
-    """Which shards, and at which size they are seen."""
+class Place(Section):
+    """Where shards are."""
 
     root: str = Field(description="folder or URI (s3://, gs://) that holds the splits made by pipelines/ingest.py")
+    cache: str | None = Field(None, description="node-local folder for shards of a remote root; default: user cache")
+
+
+class Judged(Place):
+    """Where shards are, and which splits are judged."""
+
+    query: str = Field("query", description="split of queries")
+    gallery: str = Field("gallery", description="split that queries are looked up in")
+
+
+class Data(Place):
+    """Which shards, and at which size they are seen."""
+
     train: str = Field("train", description="split to learn from; its identities are never read")
     query: str = Field("query", description="split of queries for the evaluation; '' for none")
     gallery: str = Field("gallery", description="split that queries are looked up in; '' for none")
-    cache: str | None = Field(None, description="node-local folder for shards of a remote root; default: user cache")
     height: Positive = Field(256, description="pixels")
     width: Positive = Field(128, description="pixels")
 
@@ -115,17 +128,24 @@ class Schedule(Section):
 
     warmup_epochs: Count = Field(0, description="epochs of linear warm-up")
     decay_every: Count = Field(20, description="epochs between decays; 0: none")
-    decay_factor: Share = Field(0.1, description="the rate is multiplied by this at each decay")
+    decay_factor: float = Field(0.1, gt=0, le=1, description="the rate is multiplied by this at each decay")
 
 
-class Scale(Section):
-    """What the run takes of the cluster. None of this changes what is learnt beyond float rounding."""
+class Crew(Section):
+    """How many describe or learn at a time, and what each of them reserves."""
 
-    workers: Positive = Field(1, description="data-parallel ranks (Ray Train workers)")
+    workers: Positive = Field(1, description="processes that work side by side")
     worker_cpus: float = Field(1, gt=0, description="CPUs reserved by each worker")
     worker_gpus: float = Field(0, ge=0, description="GPUs reserved by each worker")
     worker_threads: Positive = Field(1, description="torch threads of each worker")
     decode_threads: Positive = Field(2, description="threads of each worker that decode and augment")
+    autoscaling: bool = Field(False, description="the cluster may grow: wait for what it does not hold yet")
+
+
+class Scale(Crew):
+    """What a training takes of the cluster. Beyond float rounding nothing of this changes what is learnt, but for
+    `workers` where `encoder.bn_group` is 0."""
+
     stream: Literal["ray", "mapped"] = Field(
         "ray", description="ray: Ray Data brings the bytes; mapped: each worker reads the shards on its own disk"
     )
@@ -133,7 +153,6 @@ class Scale(Section):
     relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the relation actor")
     relation_gpus: float = Field(0, ge=0, description="GPUs reserved by the relation actor")
     relation_threads: Positive = Field(1, description="threads of the relation actor")
-    autoscaling: bool = Field(False, description="the cluster may grow: wait for what it does not hold yet")
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without end")
 
 
@@ -201,6 +220,19 @@ class TrainConfig(Section):
             "make scan_batch a multiple of scale.workers",
         )
         _refuse_unless(
+            self.relations.k2 <= self.relations.k1,
+            "relations.k2 of at most relations.k1",
+            f"k2={self.relations.k2}, k1={self.relations.k1}",
+            "lower relations.k2",
+        )
+        smaller = min(self.data.height, self.data.width)
+        _refuse_unless(
+            self.views.pad < smaller,
+            "views.pad smaller than the image",
+            f"pad={self.views.pad}, {self.data.height}x{self.data.width} pixels",
+            f"choose views.pad below {smaller}",
+        )
+        _refuse_unless(
             bool(self.data.query) == bool(self.data.gallery),
             "data.query and data.gallery together, or neither",
             f"query={self.data.query!r}, gallery={self.data.gallery!r}",
@@ -210,8 +242,14 @@ class TrainConfig(Section):
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide what is learnt: a run can be resumed only with the same ones."""
-        apart = ("scale.", "tracking.", "runs", "name", "epochs", "data.root", "data.cache", "eval_")
-        return {name: value for name, value in self.flat().items() if not name.startswith(apart)}
+        apart: tuple[str, ...] = ("scale.", "tracking.", "runs", "name", "epochs", "data.root", "data.cache", "eval_")
+        # Neighbour tables do not depend on who finds them, nor what is learnt on where the first weights lay.
+        apart += ("relations.backend", "relations.block_rows", "encoder.weights")
+        recipe = {name: value for name, value in self.flat().items() if not name.startswith(apart)}
+        recipe["encoder.weights"] = Path(self.encoder.weights).name if self.encoder.weights else None
+        if not self.encoder.bn_group:
+            recipe["scale.workers"] = self.scale.workers
+        return recipe
 
     def fingerprint(self) -> str:
         """A short digest of the recipe."""
@@ -234,36 +272,27 @@ class IngestConfig(Section):
     tasks: Count = Field(0, description="shards written at a time; 0: as many as there are CPUs")
 
 
-class CheckpointConfig(Section):
-    """What extract and evaluate have in common: a model, the data and the part of the cluster to use."""
+class ModelConfig(Section):
+    """What extract and evaluate have in common: a model and the part of the cluster to use."""
 
-    checkpoint: str = Field(description="folder of a checkpoint (or its state.pt)")
-    data: Data
-    batch: Positive = Field(256, description="images of a batch, all workers together")
+    checkpoint: str = Field(description="folder of a checkpoint (or its state.pt); it knows its image size")
+    batch: Positive = Field(256, description="images of a worker's batch")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="as in training")
-    scale: Scale = Scale()
-
-    @model_validator(mode="after")
-    def _shares(self) -> "CheckpointConfig":
-        _refuse_unless(
-            self.batch % self.scale.workers == 0,
-            "batch that the workers can share equally",
-            f"{self.batch} images and scale.workers={self.scale.workers}",
-            "make batch a multiple of scale.workers",
-        )
-        return self
+    scale: Crew = Crew()
 
 
-class ExtractConfig(CheckpointConfig):
+class ExtractConfig(ModelConfig):
     """Features of one split, written as Arrow files."""
 
+    data: Place
     split: str = Field("gallery", description="the split to describe")
     out: str = Field(description="folder for the feature table")
 
 
-class EvaluateConfig(CheckpointConfig):
+class EvaluateConfig(ModelConfig):
     """mAP and CMC of a checkpoint."""
 
+    data: Judged
     out: str | None = Field(None, description="folder for the report, per-query results and the ranked sheet")
 
 

@@ -31,6 +31,8 @@ class ShardError(GraclError):
 class ImageError(GraclError):
     """Bytes that cannot be read as a picture."""
 
+    exit_code = 2
+
 
 class CoverageError(GraclError):
     """A gathered feature table in which an image is missing or stands twice."""

@@ -61,10 +61,11 @@ class TrainState:
         """The state one epoch later. The tensors are those of encoder and optimizer, not copies: save before they move.
 
         Args:
-            figures: the epoch's, by name; `score` decides whether it is the best, where it is among them.
+            figures: the epoch's, by name; `score`, where it is among them, decides whether it is the best. Of equal
+                ones the later is, as Ray Train has it, which keeps the best checkpoint.
         """
         epoch, best, best_epoch = self.epoch + 1, self.best, self.best_epoch
-        if score in figures and (best is None or figures[score] > best):
+        if score in figures and (best is None or figures[score] >= best):
             best, best_epoch = figures[score], epoch
         return replace(
             self,

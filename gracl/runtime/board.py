@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gracl.errors import GraclError
 from gracl.types import Plan
@@ -63,8 +64,18 @@ class Board:
 
 
 def open_board() -> Any:
-    """A board that lives as long as its handle."""
-    return ray.remote(num_cpus=0)(Board).remote()
+    """A board on this node, that lives as long as its handle: with the driver gone, the run is over anyway."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
+
+
+def refusal_on(board: Any) -> GraclError | None:
+    """Why the run cannot go on, as far as the board still knows."""
+    try:
+        refusal: GraclError | None = ray.get(board.refusal.remote())
+    except ray.exceptions.RayActorError:
+        return None  # a lost board is a failure, but no refusal
+    return refusal
 
 
 def throttled(board: Any, every: float = 0.5) -> Callable[[str, int, int], None]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from gracl.config import EvaluateConfig
 from gracl.errors import ConfigError, expected
@@ -17,7 +16,7 @@ from gracl.images import storage
 from gracl.images.shards import ShardStore
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.ranking import rank
-from gracl.runtime.extract import check, demand, describe_split
+from gracl.runtime.extract import check, demand, describe_split, near
 from gracl.runtime.session import session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import say
@@ -38,12 +37,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     names = (config.data.query, config.data.gallery)
     if not all(names):
         raise ConfigError(expected("data.query and data.gallery", repr(names), "name the splits to judge on"))
-    checked, root = check(config, list(names)), storage.absolute(config.data.root)
-    stores = [ShardStore.open(root, name, cache=config.data.cache) for name in names]
+    check(config, config.data, list(names))
+    root = storage.absolute(config.data.root)
+    stores = [ShardStore.open(root, name, cache=near(config.data.cache)) for name in names]
     with session(demand(config.scale)):
-        model = ray.put(checked)
         query, gallery = (
-            FeatureTable.gather(describe_split(config, model, name), len(store))
+            FeatureTable.gather(describe_split(config, config.data, name), len(store))
             for name, store in zip(names, stores, strict=True)
         )
     who: dict[str, Any] = {"query_identities": stores[0].identities(), "gallery_identities": stores[1].identities()}

@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.util import ActorPool
 
-from gracl.config import CheckpointConfig, ExtractConfig, Scale
+from gracl.config import Crew, ExtractConfig, ModelConfig, Place
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
 from gracl.images.loading import load, share_tickets
@@ -28,7 +28,7 @@ from gracl.images.views import eval_view
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import autocast, encode
 from gracl.runtime.checkpoints import load_model
-from gracl.runtime.session import Demand, session
+from gracl.runtime.session import Demand, refusals, session
 from gracl.runtime.terminal import Progress, say
 from gracl.types import FeatureTable, Plan
 
@@ -40,14 +40,14 @@ class Describer:
     """An encoder that lives on some node and describes chunks of a split.
 
     Args:
-        model: encoder and its view, from the object store.
+        checkpoint: URI of the model's folder.
         root, split, cache: of the shards.
         batch: images at a time.
     """
 
     def __init__(
         self,
-        model: tuple[Encoder, dict[str, int]],
+        checkpoint: str,
         *,
         root: str,
         split: str,
@@ -59,7 +59,8 @@ class Describer:
     ) -> None:
         torch.set_num_threads(threads)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        self._encoder, self._size = model[0].to(device), dict[str, Any](model[1])
+        encoder, size = load_model(checkpoint)
+        self._encoder, self._size = encoder.to(device), dict[str, Any](size)
         self._store = ShardStore.open(root, split, cache=cache)
         self._casting = autocast(device, precision)
         self._batch, self._decode_threads = batch, decode_threads
@@ -77,23 +78,23 @@ class Describer:
         return encode(self._encoder, scan, self._casting, lambda done: None)
 
 
-def describe_split(config: CheckpointConfig, model: Any, split: str) -> Iterator[FeatureTable]:
+def describe_split(config: ModelConfig, data: Place, split: str) -> Iterator[FeatureTable]:
     """The features of a split in parts, in whatever order they come, with progress on the terminal.
 
-    Args:
-        model: reference to (encoder, view) in the object store.
+    Raises:
+        ImageError, ShardError, CheckpointError: from the actors, as they raised it.
     """
-    scale, root = config.scale, storage.absolute(config.data.root)
+    scale, root = config.scale, storage.absolute(data.root)
     images = read_manifest(root, split).num_images
     tickets = -(-images // config.batch)
     chunks = [(first, min(first + CHUNK_TICKETS, tickets)) for first in range(0, tickets, CHUNK_TICKETS)]
     remote = ray.remote(max_restarts=2, max_task_retries=2)(Describer)
     actors = [
         remote.options(num_cpus=scale.worker_cpus, num_gpus=scale.worker_gpus).remote(
-            model,
+            storage.absolute(config.checkpoint),
             root=root,
             split=split,
-            cache=config.data.cache,
+            cache=near(data.cache),
             batch=config.batch,
             precision=config.precision,
             threads=scale.worker_threads,
@@ -101,9 +102,10 @@ def describe_split(config: CheckpointConfig, model: Any, split: str) -> Iterator
         )
         for _ in range(min(scale.workers, len(chunks)))
     ]
-    with Progress(f"describe {split}", images) as progress:
+    progress = Progress(f"describe {split}", images)
+    with refusals():
         for part in ActorPool(actors).map_unordered(lambda actor, chunk: actor.describe.remote(chunk), chunks):
-            progress.add(len(part.indices))
+            progress(len(part.indices))
             yield part
 
 
@@ -117,12 +119,12 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         ConfigError, ShardError, CheckpointError: before Ray starts.
     """
     started = time.perf_counter()
-    checked, out = check(config, [config.split]), storage.absolute(config.out)
+    encoder, out = check(config, config.data, [config.split]), storage.absolute(config.out)
     if storage.exists(storage.join(out, "manifest.json")):
         raise ConfigError(expected("a new folder for features", f"{out}, which holds some", "choose another out="))
-    files, images, dim = [], 0, checked[0].feature_size
+    files, images, dim = [], 0, encoder.feature_size
     with session(demand(config.scale)):
-        for number, part in enumerate(describe_split(config, ray.put(checked), config.split)):
+        for number, part in enumerate(describe_split(config, config.data, config.split)):
             files.append(f"features-{number:05}.arrow")
             storage.write_bytes(storage.join(out, files[-1]), table_bytes(part))
             images += len(part.indices)
@@ -151,19 +153,24 @@ def table_bytes(part: FeatureTable) -> memoryview:
     return stream.getbuffer()
 
 
-def check(config: CheckpointConfig, splits: list[str]) -> tuple[Encoder, dict[str, int]]:
-    """The checkpoint's encoder and view; refuses what cannot be run before Ray starts."""
-    root = storage.absolute(config.data.root)
+def check(config: ModelConfig, data: Place, splits: list[str]) -> Encoder:
+    """The checkpoint's encoder; refuses what cannot be run before Ray starts."""
+    root = storage.absolute(data.root)
     for split in splits:
         if not storage.exists(storage.join(root, split, "manifest.json")):
             raise ConfigError(
                 expected(f"a split named {split!r} in {root}", f"splits {storage.names_in(root)}", "see data.root")
             )
         read_manifest(root, split)
-    return load_model(storage.absolute(config.checkpoint))
+    return load_model(storage.absolute(config.checkpoint))[0]
 
 
-def demand(scale: Scale) -> Demand:
+def near(cache: str | None) -> str | None:
+    """A node-local folder as every process of the node will find it."""
+    return storage.absolute(cache) if cache else None
+
+
+def demand(scale: Crew) -> Demand:
     """What describing holds of the cluster at one time."""
     return Demand(
         cpus=scale.workers * scale.worker_cpus,

@@ -3,7 +3,6 @@
 The steps and what must hold between them are in `gracl.images.ingesting`; here is only where they run.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,10 +17,10 @@ from gracl.images.ingesting import STAGING, OnBadImage, Run, in_this_process, wr
 from gracl.images.layouts import Listing, list_images
 from gracl.images.manifests import Manifest
 from gracl.runtime.session import Demand, session
+from gracl.runtime.terminal import Progress, say
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-SECONDS_BETWEEN_LINES = 5.0
 SECONDS_TO_CANCEL = 10.0
 
 
@@ -30,11 +29,18 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
 
     Returns:
         What `pack` returns.
+
+    Raises:
+        GraclError: as `pack` says; what the listing finds wrong before Ray starts.
     """
     if storage.is_in_memory(config.raw) or storage.is_in_memory(config.out):
         return pack(**config.options())
-    with session(Demand(cpus=max(1, config.tasks), gpus=0, parts="tasks that write shards")):
-        return pack(**config.options())
+    listing = _listed(storage.absolute(config.raw), config.layout, config.allow_shared_identities)
+    listing = _listed(storage.absolute(config.raw), config.layout, config.allow_shared_identities)
+    tasks = max(1, config.tasks)
+    advice = "lower tasks, or add nodes"
+    with session(Demand(cpus=tasks, gpus=0, parts=f"{tasks} tasks that write shards", advice=advice)):
+        return pack(**config.options(), listing=listing)
 
 
 def pack(
@@ -48,6 +54,7 @@ def pack(
     overwrite: bool = False,
     allow_shared_identities: bool = False,
     tasks: int = 0,
+    listing: Listing | None = None,
 ) -> dict[str, Any]:
     """Packs a raw dataset into shards; every split becomes visible only when all stand.
 
@@ -63,6 +70,7 @@ def pack(
         overwrite: replace splits that exist.
         allow_shared_identities: let train share identities with query or gallery.
         tasks: shards written at a time; 0: as many as the cluster has CPUs.
+        listing: of the raw folder, where it has been listed already.
 
     Returns:
         layout, layout version, out, notes, seconds, images per second, where it ran, and per split the number of
@@ -74,16 +82,14 @@ def pack(
     begun = time.perf_counter()
     raw, out = storage.absolute(raw), storage.absolute(out)
     run, place = _runner(raw, out, tasks)
-    look = partial(list_images, raw, layout, allow_shared_identities=allow_shared_identities)
     if left := [name for name in storage.names_in(out) if name.startswith(f".{STAGING}.")]:
-        _say(f"ingest: {out} holds what an earlier run left when it was killed; to be deleted: {', '.join(left)}")
-    _say(f"ingest: listing {raw} ({layout})")
-    listing = look()
-    progress = Progress(len(listing.images))
+        say(f"ingest: {out} holds what an earlier run left when it was killed; to be deleted: {', '.join(left)}")
+    listing = listing or _listed(raw, layout, allow_shared_identities)
+    progress = Progress("ingest", len(listing.images))
     manifests = write_splits(
         listing,
         out,
-        list_again=look,
+        list_again=partial(list_images, raw, layout, allow_shared_identities=allow_shared_identities),
         run=run,
         progress=progress,
         on_bad_image=on_bad_image,
@@ -94,10 +100,15 @@ def pack(
     return _summary(listing, out, manifests, place, time.perf_counter() - begun)
 
 
+def _listed(raw: str, layout: str, allow_shared_identities: bool) -> Listing:
+    say(f"ingest: listing {raw} ({layout})")
+    return list_images(raw, layout, allow_shared_identities=allow_shared_identities)
+
+
 def _runner(raw: str, out: str, tasks: int) -> tuple[Run, str]:
     """Who does the jobs, and how to call it in the summary."""
     if storage.is_in_memory(raw) or storage.is_in_memory(out):
-        _say("ingest: memory:// lives in one process, so this one does all the work, without Ray")
+        say("ingest: memory:// lives in one process, so this one does all the work, without Ray")
         return in_this_process, "this process"
     if not ray.is_initialized():
         raise ConfigError(expected("a running Ray", "none", "call ray.init() first, or use pipelines/ingest.py"))
@@ -134,57 +145,6 @@ def _result(reference: "ray.ObjectRef") -> Any:
         if isinstance(error.cause, Exception):
             raise error.cause from None  # the task's own error, without the frames of Ray
         raise
-
-
-class Progress:
-    """Says how many images are done and how long it will still take, on stderr.
-
-    On a terminal it is one line that moves, elsewhere a line every few seconds.
-
-    Args:
-        images: how many there are.
-        write: takes the text; None: stderr.
-        moving: whether `write` leads to a terminal; None: whether stderr does.
-    """
-
-    def __init__(
-        self, images: int, *, write: Callable[[str], object] | None = None, moving: bool | None = None
-    ) -> None:
-        self._images = images
-        self._write = _stderr if write is None else write
-        self._moving = sys.stderr.isatty() if moving is None else moving
-        self._done = 0
-        self._begun = self._said = time.monotonic()
-
-    def __call__(self, images: int) -> None:
-        """Counts images that were finished."""
-        self._done += images
-        now = time.monotonic()
-        last = self._done >= self._images
-        if self._moving:
-            self._write(f"\r{self._line(now)}\x1b[K" + ("\n" if last else ""))
-        elif last or now - self._said >= SECONDS_BETWEEN_LINES:
-            self._said = now
-            self._write(f"{self._line(now)}\n")
-
-    def _line(self, now: float) -> str:
-        share = self._done / max(1, self._images)
-        rate = self._done / max(1e-9, now - self._begun)
-        left = (self._images - self._done) / max(1e-9, rate)
-        bar = "#" * int(20 * share)
-        return (
-            f"ingest: [{bar:<20}] {share:4.0%} {self._done:,} of {self._images:,} images, "
-            f"{rate:,.0f}/s, {left:,.0f} s left"
-        )
-
-
-def _stderr(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
-
-
-def _say(line: str) -> None:
-    _stderr(f"{line}\n")
 
 
 def _summary(listing: Listing, out: str, manifests: dict[str, Manifest], place: str, seconds: float) -> dict[str, Any]:

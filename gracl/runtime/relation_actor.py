@@ -7,19 +7,21 @@ torch collectives.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 import torch
+from jaxtyping import Float32
+from numpy import ndarray
 from ray import ObjectRef
 
-from gracl.errors import GraclError
 from gracl.relations.relate import relate
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.ranking import rank as rank_gallery
 from gracl.runtime.board import throttled
+from gracl.runtime.session import refusals
 from gracl.types import Assignment, FeatureTable, Identities, Ranking, RetrievalReport
 
 Key = tuple[str, str, int]
@@ -33,13 +35,21 @@ class Meeting:
     answer: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
+@dataclass(frozen=True)
+class Judged:
+    """The features that were judged last, who is on them, and the report."""
+
+    query: Float32[ndarray, "queries dim"]
+    gallery: Float32[ndarray, "gallery dim"]
+    who: tuple[Identities, Identities]
+    report: RetrievalReport
+
+
 class RelationActor:
     """Answers once all ranks have handed in their part.
 
     Args:
         images: images of the train split.
-        judged_by: one reference to the identities of query and gallery, None where nothing is judged, in a list: the
-            driver holds it, so that a restarted actor finds it. The train split's identities never come here.
         options: of `relations.relate.relate`.
         threads: torch, BLAS and numba threads.
         board: where progress is posted; None for nowhere.
@@ -49,19 +59,16 @@ class RelationActor:
         self,
         images: int,
         *,
-        judged_by: list[ObjectRef],
         options: dict[str, Any],
         threads: int = 1,
         board: Any = None,
     ) -> None:
         torch.set_num_threads(threads)
         self._images = images
-        who: tuple[Identities | None, Identities | None] = ray.get(judged_by[0])
-        self._query, self._gallery = who
         self._options = options | {"threads": threads}
         self._progress: Callable[[str, int, int], None] | None = throttled(board) if board else None
         self._meetings: dict[Key, Meeting] = {}
-        self._judged: tuple[Any, Any] | None = None
+        self._judged: Judged | None = None
 
     def ready(self) -> bool:
         """True once the actor lives."""
@@ -81,23 +88,26 @@ class RelationActor:
 
         Args:
             attempt: as in `relate`.
-            part: two references: to the query's and the gallery's `FeatureTable`.
+            part: three references: to the query's and the gallery's `FeatureTable`, and to their `Identities` as a
+                pair. The train split's identities never come here.
         """
         return await self._meet((attempt, "judge", epoch), rank, ranks, part, self._judge)
 
     def ranking(self, k: int) -> tuple[RetrievalReport, Ranking] | None:
         """The last report and its k best gallery images per query; None when nothing was judged by this process."""
-        if self._judged is None or self._query is None or self._gallery is None:
+        if self._judged is None:
             return None
-        query, gallery = self._judged
-        who: dict[str, Any] = {"query_identities": self._query, "gallery_identities": self._gallery}
-        return evaluate_retrieval(query, gallery, **who), rank_gallery(query, gallery, **who, k=k)
+        one = self._judged
+        who: dict[str, Any] = {"query_identities": one.who[0], "gallery_identities": one.who[1]}
+        return one.report, rank_gallery(one.query, one.gallery, **who, k=k)
 
     async def _meet(
         self, key: Key, rank: int, ranks: int, part: list[ObjectRef], work: Callable[[int, list[Any]], Any]
     ) -> list[ObjectRef]:
-        for old in [other for other in self._meetings if other[0] != key[0] or other[2] < key[2]]:
-            del self._meetings[old]
+        # Only what is answered may go: a late call of a lost group must not break up the meeting that is under way.
+        for old in [other for other, meeting in self._meetings.items() if other != key and meeting.answer.done()]:
+            if old[0] != key[0] or old[2] < key[2]:
+                del self._meetings[old]
         meeting = self._meetings.setdefault(key, Meeting())
         meeting.parts[rank] = part
         if len(meeting.parts) == ranks and not meeting.answer.done():
@@ -117,13 +127,15 @@ class RelationActor:
         features = FeatureTable.gather([part for (part,) in parts], self._images)
         return relate(features, epoch=epoch, progress=self._progress, **self._options)
 
-    def _judge(self, epoch: int, parts: list[list[FeatureTable]]) -> RetrievalReport:
-        if self._query is None or self._gallery is None:
-            raise RuntimeError("our mistake: nothing to judge by")
-        query = FeatureTable.gather([part[0] for part in parts], len(self._query.object_ids))
-        gallery = FeatureTable.gather([part[1] for part in parts], len(self._gallery.object_ids))
-        self._judged = (query, gallery)
-        return evaluate_retrieval(query, gallery, query_identities=self._query, gallery_identities=self._gallery)
+    def _judge(self, epoch: int, parts: list[list[Any]]) -> RetrievalReport:
+        who: tuple[Identities, Identities] = parts[0][2]
+        query = FeatureTable.gather([part[0] for part in parts], len(who[0].object_ids))
+        gallery = FeatureTable.gather([part[1] for part in parts], len(who[1].object_ids))
+        report = evaluate_retrieval(
+            query, gallery, query_identities=who[0], gallery_identities=who[1], threads=self._options["threads"]
+        )
+        self._judged = Judged(query, gallery, who, report)
+        return report
 
 
 def start_relation_actor(*, cpus: float, gpus: float, **options: Any) -> Any:
@@ -135,27 +147,30 @@ def start_relation_actor(*, cpus: float, gpus: float, **options: Any) -> Any:
 
 
 class RayRelator:
-    """One rank's door to the relation actor; the `Relator` port of `learning/fit.py`."""
+    """One rank's door to the relation actor; the `Relator` port of `learning/fit.py`.
 
-    def __init__(self, actor: Any, *, attempt: str, rank: int, ranks: int) -> None:
+    Args:
+        judged_by: a reference to the `Identities` of query and gallery as a pair; empty where nothing is judged. The
+            driver holds it, so that whoever must ask again finds it.
+    """
+
+    def __init__(self, actor: Any, *, attempt: str, rank: int, ranks: int, judged_by: Sequence[ObjectRef] = ()) -> None:
         self._actor, self._attempt, self._rank, self._ranks = actor, attempt, rank, ranks
+        self._judged_by = list(judged_by)
 
     def relate(self, epoch: int, part: FeatureTable) -> Assignment:
         """Labels and proxies; waits for all ranks."""
-        answer: Assignment = self._ask(self._actor.relate, epoch, part)
+        answer: Assignment = self._ask(self._actor.relate, epoch, [ray.put(part)])
         return answer
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
         """mAP and CMC; waits for all ranks."""
-        answer: RetrievalReport = self._ask(self._actor.judge, epoch, query, gallery)
+        parts = [ray.put(query), ray.put(gallery), *self._judged_by]
+        answer: RetrievalReport = self._ask(self._actor.judge, epoch, parts)
         return answer
 
-    def _ask(self, method: Any, epoch: int, *tables: FeatureTable) -> Any:
-        references = [ray.put(table) for table in tables]  # held until the answer is here: a restarted actor asks again
-        try:
-            (answer,) = ray.get(method.remote(self._attempt, epoch, self._rank, self._ranks, references))
+    def _ask(self, method: Any, epoch: int, parts: list[ObjectRef]) -> Any:
+        # `parts` are held until the answer is here: a restarted actor asks for them again.
+        with refusals():
+            (answer,) = ray.get(method.remote(self._attempt, epoch, self._rank, self._ranks, parts))
             return ray.get(answer)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, GraclError):
-                raise error.cause from None
-            raise

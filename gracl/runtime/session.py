@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import ray
 
-from gracl.errors import ConfigError, expected
+from gracl.errors import ConfigError, GraclError, expected
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Demand:
     cpus: float
     gpus: float
     parts: str
+    advice: str = "lower scale.workers or what each part reserves, add nodes, or set scale.autoscaling=true"
     waits: bool = False
 
 
@@ -67,6 +68,17 @@ def interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What gracl refused in a task or an actor is raised as it was, without the way it came."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, GraclError):
+            raise error.cause from None
+        raise
+
+
 def quieten() -> None:
     """Ray's own bars and banners off: the terminal belongs to the run. What is set already stays."""
     for name, value in {
@@ -100,6 +112,6 @@ def _check(demand: Demand) -> None:
             expected(
                 f"a cluster with {demand.cpus:g} CPUs and {demand.gpus:g} GPUs ({demand.parts})",
                 f"one with {cpus:g} CPUs and {gpus:g} GPUs",
-                "lower scale.workers or what each part reserves, add nodes, or set scale.autoscaling=true",
+                demand.advice,
             )
         )

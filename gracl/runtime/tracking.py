@@ -1,7 +1,7 @@
 """MLflow: one run per training, made by the driver, written by the Train controller, closed by the driver.
 
 The controller writes, not a worker, so one run has a complete history whatever happens to workers. Tracking never
-fails a training: what could not be written is counted and said at the end.
+fails a training that has begun: what MLflow does not take is logged.
 """
 
 import logging
@@ -74,9 +74,12 @@ def start_run(
 
 def reopen_run(uri: str, run_id: str) -> None:
     """A resumed training goes on in its own run."""
-    client = MlflowClient(uri)
-    client.update_run(run_id, status="RUNNING")
-    client.log_batch(run_id, tags=[RunTag("gracl.resumed", str(int(time.time())))])
+
+    def reopen(client: MlflowClient) -> None:
+        client.update_run(run_id, status="RUNNING")
+        client.log_batch(run_id, tags=[RunTag("gracl.resumed", str(int(time.time())))])
+
+    attempt(uri, reopen, "that the run goes on")
 
 
 def versions() -> dict[str, str]:
@@ -112,22 +115,26 @@ class MlflowCallback(UserCallback):  # type: ignore[misc]
         self._write(lambda client: client.log_batch(self._run_id, tags=[tag]), "the loss of workers")
 
     def _write(self, write: Callable[[MlflowClient], Any], what: str) -> None:
-        try:
-            write(MlflowClient(self._uri))
-        except Exception:  # an exception in a callback would end the training (ray.md 2.2)
-            LOG.exception("MLflow at %s did not take %s; the checkpoint holds it", self._uri, what)
+        attempt(self._uri, write, what)  # an exception in a callback would end the training (ray.md 2.2)
+
+
+def attempt(uri: str, write: Callable[[MlflowClient], Any], what: str) -> None:
+    """Writes to MLflow; what it does not take is logged, and nothing fails."""
+    try:
+        write(MlflowClient(uri))
+    except Exception:
+        LOG.exception("MLflow at %s did not take %s; the run's folder holds it", uri, what)
 
 
 @contextmanager
-def closing(uri: str, run_id: str) -> Iterator[MlflowClient]:
+def closing(uri: str, run_id: str) -> Iterator[None]:
     """The run while the driver waits; at the end its status says how it went."""
-    client = MlflowClient(uri)
     status = "FAILED"
     try:
-        yield client
+        yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        client.set_terminated(run_id, status=status)
+        attempt(uri, lambda client: client.set_terminated(run_id, status=status), f"the status {status}")

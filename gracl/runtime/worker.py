@@ -79,6 +79,7 @@ class Job:
     splits: Splits
     board: Any
     relation_actor: Any
+    judged_by: list[ObjectRef]
     threads: int
     recipe: Mapping[str, Any]
 
@@ -137,6 +138,7 @@ def _train(job: Job) -> None:
             attempt=broadcast_from_rank_zero(uuid.uuid4().hex),
             rank=ranks.rank,
             ranks=ranks.size,
+            judged_by=job.judged_by,
         ),
         ranks=ranks,
         planner=plan_picks(job.lesson, cameras),

@@ -11,7 +11,8 @@ from gracl.errors import ConfigError, ImageError
 from gracl.images import storage
 from gracl.images.ingesting import ingest_here
 from gracl.images.shards import ShardStore
-from gracl.runtime.ingest import Progress, on_ray, pack
+from gracl.runtime.ingest import on_ray, pack
+from gracl.runtime.terminal import Progress
 from tests.raw_images import MARKET, fill, fill_folders, picture
 from tests.ray_jobs import double, fail_at_three, most_at_once
 
@@ -100,7 +101,7 @@ def test_what_a_killed_run_left_is_named(ray_cluster: None, tmp_path: Path, caps
 
 def test_progress_on_a_terminal_is_one_line() -> None:
     written: list[str] = []
-    progress = Progress(4, write=written.append, moving=True)
+    progress = Progress("ingest", 4, write=written.append, moving=True)
     progress(1)
     progress(3)
     assert [(line[0], "25%" in line, "100%" in line, line[-1] == "\n") for line in written] == [
@@ -111,7 +112,7 @@ def test_progress_on_a_terminal_is_one_line() -> None:
 
 def test_progress_elsewhere_is_a_line_now_and_then() -> None:
     written: list[str] = []
-    progress = Progress(1000, write=written.append, moving=False)
+    progress = Progress("ingest", 1000, write=written.append, moving=False)
     for _ in range(1000):
         progress(1)
     assert len(written) == 1

@@ -1,0 +1,183 @@
+"""A training run on its storage: what can be checked before it starts, what it leaves, what it comes to.
+
+A run's folder holds `run.json` (recipe, MLflow run, epochs done when it last ended), `config.yaml`, one folder per kept
+checkpoint and the ranked sheet.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gracl.config import TrainConfig
+from gracl.errors import CheckpointError, ConfigError, expected
+from gracl.images import storage
+from gracl.images.manifests import Manifest, read_manifest
+from gracl.learning.checkpoint import check_recipe
+from gracl.learning.encoder import build_encoder
+from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.terminal import say, table
+from gracl.runtime.tracking import reopen_run, start_run
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that may start: everything that can be checked without Ray has been.
+
+    `record` is what `run.json` in the run's folder holds: recipe, MLflow run, epochs done when it last ended.
+    """
+
+    config: TrainConfig
+    name: str
+    runs: str
+    root: str
+    manifests: Mapping[str, Manifest]
+    recipe: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Where the run's record, checkpoints and pictures are."""
+        return storage.join(self.runs, self.name)
+
+    def encoder_options(self) -> dict[str, Any]:
+        """What the encoder is built with: a run that has an epoch needs its first weights no more."""
+        started = {"weights": None} if latest_epoch(self.folder) else {}
+        return self.config.encoder.options() | started
+
+
+def prepare(config: TrainConfig) -> Run:
+    """Everything that can be found wrong without Ray is found wrong here."""
+    root, runs = storage.absolute(config.data.root), storage.absolute(config.runs)
+    splits = [split for split in (config.data.train, config.data.query, config.data.gallery) if split]
+    for split in splits:
+        if storage.is_in_memory(root):
+            raise ConfigError(expected("shards that Ray's workers can read", root, "ingest to a folder or a store"))
+        if not storage.exists(storage.join(root, split, "manifest.json")):
+            raise ConfigError(
+                expected(
+                    f"a split named {split!r} in {root}",
+                    f"splits {storage.names_in(root)}",
+                    "run pipelines/ingest.py, or set data.query= data.gallery= to train without evaluation",
+                )
+            )
+    manifests = {split: read_manifest(root, split) for split in splits}
+    config = _with_whole_paths(config)
+    name = config.name or time.strftime("gracl-%Y%m%d-%H%M%S")
+    if "/" in name:
+        raise ConfigError(expected("a name without '/'", name, "choose the folder with runs="))
+    recipe = config.recipe() | {f"data.{role}_digest": digest for role, digest in _digests(config, manifests).items()}
+    record_uri = storage.join(runs, name, RECORD)
+    saved = json.loads(storage.read_bytes(record_uri)) if storage.exists(record_uri) else {}
+    if saved:
+        check_recipe(saved["recipe"], recipe)
+    run = Run(config, name, runs, root, manifests, recipe, saved)
+    build_encoder(**run.encoder_options(), seed=config.seed)  # an unknown backbone or unfit weights fail here
+    return run
+
+
+def _with_whole_paths(config: TrainConfig) -> TrainConfig:
+    """Ray's workers run in other folders, so a relative path would be another one there."""
+    encoder, data = config.encoder, config.data
+    if encoder.weights:
+        encoder = encoder.model_copy(update={"weights": storage.absolute(encoder.weights)})
+    if data.cache:
+        data = data.model_copy(update={"cache": storage.absolute(data.cache)})
+    return config.model_copy(update={"encoder": encoder, "data": data})
+
+
+def _digests(config: TrainConfig, manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    roles = {"train": config.data.train, "query": config.data.query, "gallery": config.data.gallery}
+    return {role: manifests[split].digest for role, split in roles.items() if split}
+
+
+def register(run: Run, uri: str) -> Run:
+    """Makes the MLflow run and the run's record, or takes up those that are there."""
+    if run.record:
+        reopen_run(uri, run.record["mlflow_run_id"])
+        return run
+    tags = {"gracl.fingerprint": run.config.fingerprint(), "gracl.data": run.recipe["data.train_digest"]}
+    run_id = start_run(
+        uri,
+        experiment=run.config.tracking.experiment,
+        name=run.name,
+        artifacts=storage.join(run.runs, "artifacts"),
+        parameters=run.config.flat() | {name: run.recipe[name] for name in run.recipe if name.endswith("_digest")},
+        tags=tags,
+    )
+    run = record(run, recipe=dict(run.recipe), mlflow_run_id=run_id, finished=0)
+    settings = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False)
+    storage.write_bytes(storage.join(run.folder, "config.yaml"), settings.encode())
+    return run
+
+
+def record(run: Run, **news: Any) -> Run:
+    """The run with news in its record, on the disk first."""
+    changed = {**run.record, **news}
+    storage.write_bytes(storage.join(run.folder, RECORD), json.dumps(changed, indent=1).encode())
+    return Run(run.config, run.name, run.runs, run.root, run.manifests, run.recipe, changed)
+
+
+def latest_epoch(folder: str) -> int:
+    """The epochs done according to the checkpoints in a run's folder."""
+    return max((int(name.removeprefix("epoch-")) for name in storage.names_in(folder) if _is_epoch(name)), default=0)
+
+
+def _is_epoch(name: str) -> bool:
+    return name.startswith("epoch-") and name.removeprefix("epoch-").isdigit()
+
+
+def conclude(run: Run, uri: str) -> dict[str, Any]:
+    """The result of a run that is done, read from its last checkpoint, with its table for the terminal."""
+    last = storage.join(run.folder, f"epoch-{latest_epoch(run.folder):04d}")
+    state = load_run_state(last)
+    say(table(state.history))
+    best = storage.join(run.folder, f"epoch-{state.best_epoch:04d}") if state.best_epoch else last
+    if not storage.exists(best):
+        raise CheckpointError(expected(f"the best checkpoint at {best}", "no such folder", "was it deleted?"))
+    picture = storage.join(run.folder, "ranked.png")
+    say(f"checkpoint: {last}" + (f"\nbest:       {best}" if best != last else ""))
+    if storage.exists(picture):
+        say(f"pictures:   {picture}")
+    say(f"review:     {review_command(uri)}")
+    untrained = {
+        name.removeprefix("untrained/"): value for name, value in state.history[0].items() if "untrained/" in name
+    }
+    return {
+        "run": run.name,
+        "mlflow_run_id": run.record["mlflow_run_id"],
+        "tracking_uri": uri,
+        "checkpoint": last,
+        "best_checkpoint": best,
+        "pictures": picture if storage.exists(picture) else None,
+        "epochs": state.epoch,
+        "untrained": untrained or None,
+        "final": judged_figures(state.history[-1]),
+        "best": judged_figures(state.history[state.best_epoch - 1]) if state.best_epoch else None,
+        "best_is_selected_on": run.config.data.query and "the query and gallery splits that it is reported on",
+        "seconds": {
+            name.removeprefix("time/").removesuffix("_s"): round(sum(row.get(name, 0.0) for row in state.history), 2)
+            for name in state.history[0]
+            if name.startswith("time/")
+        },
+    }
+
+
+def review_command(uri: str) -> str:
+    """What opens MLflow on the run: the program that stands beside this Python, or the server that has it."""
+    if uri.startswith(("http://", "https://")):
+        return uri
+    beside = Path(sys.executable).with_name("mlflow")
+    return f"{beside if beside.exists() else 'mlflow'} ui --backend-store-uri {uri}"
+
+
+def judged_figures(metrics: Mapping[str, float]) -> dict[str, float] | None:
+    """The retrieval figures of an epoch; None when it was not judged."""
+    return {name.removeprefix("val/"): value for name, value in metrics.items() if name.startswith("val/")} or None

@@ -1,0 +1,198 @@
+"""Features and judgement of a checkpoint through Ray, held against the same in this process."""
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from benchmarks.local_twin import learn
+from gracl.cli import load_config
+from gracl.config import EvaluateConfig, ExtractConfig
+from gracl.errors import CheckpointError, ConfigError, ShardError
+from gracl.images.loading import load, share_tickets
+from gracl.images.plans import scan_plan
+from gracl.images.shards import ShardStore
+from gracl.images.views import decode, eval_view
+from gracl.learning.checkpoint import load_encoder, save_state
+from gracl.learning.fit import autocast, encode
+from gracl.runtime.evaluate import evaluate
+from gracl.runtime.extract import extract
+from gracl.types import FeatureTable
+from tests.toy import toy_config
+
+pytestmark = pytest.mark.ray
+
+BATCH = 4  # small, so that the toy splits have several chunks for two actors
+SCALE = ["scale.workers=2", "scale.worker_cpus=0.5"]
+
+
+@pytest.fixture(scope="module")
+def learnt(toy_shards):
+    """A state after an epoch in this process."""
+    return learn(toy_config(toy_shards, epochs=1, scan_batch=BATCH))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(learnt, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_state(learnt, folder)
+    return str(folder)
+
+
+def settings(root: str, checkpoint: str, **more: object) -> list[str]:
+    given = {"data.root": root, "checkpoint": checkpoint, "batch": BATCH, **more}
+    return [f"{name}={value}" for name, value in given.items()] + SCALE
+
+
+def run_extract(root: str, checkpoint: str, **more: object) -> dict:
+    return extract(load_config(ExtractConfig, settings(root, checkpoint, **more)))
+
+
+def run_evaluate(root: str, checkpoint: str, **more: object) -> dict:
+    return evaluate(load_config(EvaluateConfig, settings(root, checkpoint, **more)))
+
+
+@pytest.fixture(scope="module")
+def extracted(ray_cluster, toy_shards, checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("features") / "gallery"
+    return run_extract(toy_shards, checkpoint, split="gallery", out=out), out
+
+
+@pytest.fixture(scope="module")
+def judged(ray_cluster, toy_shards, checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("judged") / "report"
+    return run_evaluate(toy_shards, checkpoint, out=out), out
+
+
+def described_here(root: str, split: str, checkpoint: str) -> np.ndarray:
+    """The features of a split by the functions that training uses, in this process."""
+    encoder, size = load_encoder(checkpoint)
+    store = ShardStore.open(root, split)
+    tickets = share_tickets(store.read, scan_plan(len(store), BATCH))
+    scan = load(tickets, partial(eval_view, **size), **size, seed=None)
+    casting = autocast(next(encoder.parameters()).device, "float32")
+    return FeatureTable.gather([encode(encoder, scan, casting, lambda done: None)], len(store))
+
+
+def test_the_feature_table_is_what_encode_gives_here(extracted, toy_shards, checkpoint):
+    result, out = extracted
+    manifest = json.loads((out / "manifest.json").read_text())
+    parts = [pa.ipc.open_file(str(out / name)).read_all() for name in manifest["files"]]
+    assert len(parts) > 1, "the toy split is meant to be described in several parts"
+    assert parts[0].schema.field("index").type == pa.int64()
+    assert parts[0].schema.field("feature").type == pa.list_(pa.float32(), manifest["feature_size"])
+    table = pa.concat_tables(parts).sort_by("index")
+    images = len(ShardStore.open(toy_shards, "gallery"))
+    assert table["index"].to_pylist() == list(range(images))
+    features = np.stack(table["feature"].to_numpy())
+    np.testing.assert_allclose(features, described_here(toy_shards, "gallery", checkpoint), rtol=0, atol=1e-6)
+    assert sorted(path.name for path in out.iterdir()) == sorted([*manifest["files"], "manifest.json"])
+
+
+def test_the_manifest_says_where_the_features_come_from(extracted, toy_shards, checkpoint):
+    result, out = extracted
+    manifest = json.loads((out / "manifest.json").read_text())
+    store = ShardStore.open(toy_shards, "gallery")
+    assert (manifest["split"], manifest["checkpoint"]) == ("gallery", checkpoint)
+    assert (manifest["data_digest"], manifest["images"]) == (store.digest, len(store))
+    assert json.loads(json.dumps(result)) == result
+    assert (result["out"], result["images"], result["feature_size"]) == (str(out), len(store), 512)
+
+
+def test_evaluate_gives_the_final_report_of_the_run(judged, learnt):
+    result, _ = judged
+    final = learnt.history[-1]
+    wanted = {name.removeprefix("val/"): value for name, value in final.items() if name.startswith("val/")}
+    assert wanted["mAP"] > 0.2
+    assert {name: result[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_report_on_the_disk_is_the_result(judged):
+    result, out = judged
+    saved = json.loads((out / "report.json").read_text())
+    assert saved == {name: value for name, value in result.items() if name != "out"}
+    assert result["out"] == str(out)
+
+
+def test_there_is_a_line_for_every_query(judged, toy_shards):
+    result, out = judged
+    query, gallery = (ShardStore.open(toy_shards, split) for split in ("query", "gallery"))
+    with (out / "queries.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["query"] for line in lines] == query.paths(np.arange(len(query)))
+    precisions = [float(line["average_precision"]) for line in lines if line["average_precision"]]
+    assert len(precisions) == result["queries"]
+    assert np.mean(precisions) == pytest.approx(result["mAP"], abs=1e-5)
+    known = dict(zip(gallery.paths(np.arange(len(gallery))), gallery.identities().object_ids.tolist(), strict=True))
+    first = [known[line["rank1"]] for line in lines]
+    right = np.array(first) == query.identities().object_ids
+    assert right.mean() == pytest.approx(result["rank1"], abs=1e-6)
+    assert all(line["rank10"] in known for line in lines)
+
+
+def test_the_ranked_sheet_is_a_picture(judged):
+    _, out = judged
+    content = (out / "ranked.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    height, width, colours = decode(content).shape
+    assert height > 9 * 32
+    assert width > 11 * 16
+    assert colours == 3
+
+
+def test_a_folder_with_features_is_not_written_again(extracted, toy_shards, checkpoint, no_session):
+    _, out = extracted
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    with pytest.raises(ConfigError, match="a new folder for features; came .*, which holds some"):
+        run_extract(toy_shards, checkpoint, split="gallery", out=out)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.fixture
+def no_session(monkeypatch):
+    """A Ray that must not be reached: refusals come before."""
+
+    def reached(demand: object) -> None:
+        pytest.fail("Ray was reached")
+
+    monkeypatch.setattr("gracl.runtime.extract.session", reached)
+    monkeypatch.setattr("gracl.runtime.evaluate.session", reached)
+
+
+@pytest.mark.parametrize("run", [run_extract, run_evaluate])
+def test_a_checkpoint_that_is_not_there_is_refused(run, toy_shards, tmp_path, no_session):
+    with pytest.raises(CheckpointError, match=f"a checkpoint at {tmp_path}/nowhere; came no such file"):
+        run(toy_shards, tmp_path / "nowhere", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_is_torn_is_refused(toy_shards, checkpoint, tmp_path, no_session):
+    content = Path(checkpoint, "state.pt").read_bytes()
+    (tmp_path / "state.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="a whole checkpoint"):
+        run_extract(toy_shards, tmp_path, out=tmp_path / "out")
+
+
+def test_a_split_that_is_not_there_is_refused(toy_shards, checkpoint, tmp_path, no_session):
+    with pytest.raises(ConfigError, match=r"a split named 'nowhere' in .*; came splits \[.*'query'"):
+        run_extract(toy_shards, checkpoint, split="nowhere", out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="a split named 'nowhere'"):
+        run_evaluate(toy_shards, checkpoint, **{"data.gallery": "nowhere"})
+
+
+def test_evaluate_needs_both_splits(toy_shards, checkpoint, no_session):
+    with pytest.raises(ConfigError, match=r"data.query and data.gallery; came \('query', ''\)"):
+        run_evaluate(toy_shards, checkpoint, **{"data.gallery": ""})
+
+
+def test_shards_of_another_schema_are_refused(toy_shards, checkpoint, tmp_path, no_session):
+    folder = tmp_path / "shards" / "gallery"
+    folder.mkdir(parents=True)
+    manifest = json.loads(Path(toy_shards, "gallery", "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
+    with pytest.raises(ShardError, match="99"):
+        run_extract(str(tmp_path / "shards"), checkpoint, out=tmp_path / "out")

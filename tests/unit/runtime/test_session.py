@@ -1,0 +1,138 @@
+import os
+import signal
+import sys
+import threading
+
+import pytest
+import ray
+
+from gracl.errors import ConfigError
+from gracl.runtime import session as sessions
+from gracl.runtime.session import Demand, interruptible, quieten, session
+
+DEMAND = Demand(cpus=2.5, gpus=1.0, parts="2 workers and more")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """The environment as it is, and as it was again afterwards."""
+    for name in list(os.environ):
+        if name.startswith("RAY_"):
+            monkeypatch.delenv(name)
+    before = dict(os.environ)
+    yield monkeypatch
+    for name in set(os.environ) - set(before):
+        if name.startswith("RAY_"):
+            del os.environ[name]
+
+
+@pytest.fixture
+def calls(environment):
+    """A Ray that only notes what is asked of it, with 3 CPUs and a GPU."""
+    noted = []
+    environment.setattr(ray, "is_initialized", lambda: False)
+    environment.setattr(ray, "init", lambda **options: noted.append(("init", options)))
+    environment.setattr(ray, "shutdown", lambda: noted.append(("shutdown", {})))
+    environment.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0, "GPU": 1.0, "memory": 1e9})
+    return noted
+
+
+def test_quieten_sets_what_is_not_set_and_leaves_what_is(environment):
+    environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "7")
+    quieten()
+    assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] == "1"
+
+
+def test_a_cluster_of_our_own_is_as_large_as_the_run_and_ends_with_it(calls):
+    with session(DEMAND):
+        assert [name for name, _ in calls] == ["init"]
+    assert [name for name, _ in calls] == ["init", "shutdown"]
+    options = calls[0][1]
+    assert options["num_cpus"] == max(os.cpu_count() or 1, 3)
+    assert "address" not in options
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_a_cluster_of_our_own_ends_when_the_verb_fails(calls):
+    with pytest.raises(KeyError), session(DEMAND):
+        raise KeyError
+    assert calls[-1] == ("shutdown", {})
+
+
+def test_the_cluster_of_ray_address_is_joined(calls, environment):
+    environment.setenv("RAY_ADDRESS", "somewhere:6379")
+    with session(DEMAND):
+        assert "num_cpus" not in calls[0][1]
+    assert calls[-1] == ("shutdown", {})
+    assert "RAY_AUTH_MODE" not in os.environ
+
+
+def test_a_ray_that_runs_already_is_used_and_left_running(calls, environment):
+    environment.setattr(ray, "is_initialized", lambda: True)
+    with session(DEMAND):
+        pass
+    assert calls == []
+    assert "RAY_USAGE_STATS_ENABLED" not in os.environ
+
+
+@pytest.mark.parametrize("short", [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 3.0}, {}])
+def test_a_cluster_that_is_too_small_is_refused_with_both_sums(calls, environment, short):
+    environment.setattr(ray, "cluster_resources", lambda: short)
+    has = rf"one with {short.get('CPU', 0):g} CPUs and {short.get('GPU', 0):g} GPUs"
+    with (
+        pytest.raises(ConfigError, match=r"2\.5 CPUs and 1 GPUs \(2 workers and more\); came " + has),
+        session(DEMAND),
+    ):
+        pytest.fail("the block is not meant to begin")
+    assert calls[-1] == ("shutdown", {})
+
+
+def test_a_cluster_that_grows_is_not_refused(calls, environment):
+    environment.setattr(ray, "cluster_resources", lambda: {})
+    with session(Demand(cpus=8.0, gpus=8.0, parts="many", waits=True)):
+        calls.append(("block", {}))
+    assert [name for name, _ in calls] == ["init", "block", "shutdown"]
+
+
+def test_a_cluster_that_just_suffices_is_taken(calls):
+    sessions._check(Demand(cpus=3.0, gpus=1.0, parts=""))
+    with pytest.raises(ConfigError):
+        sessions._check(Demand(cpus=3.1, gpus=1.0, parts=""))
+
+
+def test_what_ray_train_makes_of_ctrl_c_is_an_interrupt_again():
+    before = signal.getsignal(signal.SIGINT)
+
+    def fit():
+        signal.signal(signal.SIGINT, lambda number, frame: sys.exit(0))
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught, interruptible():
+        fit()
+    assert isinstance(caught.value.__cause__, SystemExit)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_endings_pass_and_the_handler_comes_back():
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(ConfigError), interruptible():
+        raise ConfigError("as it is")
+
+
+def test_in_a_thread_it_does_nothing():
+    ended = []
+
+    def work():
+        with interruptible():
+            pass
+        ended.append("well")  # setting a handler here would raise ValueError
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert ended == ["well"]

@@ -25,7 +25,7 @@ from tests.toy import TOY, toy_config
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-EPOCHS = 6
+EPOCHS = 4
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,7 @@ def test_a_group_that_is_restarted_after_a_refusal_ends_at_once(monkeypatch):
 def job_with(board: FakeBoard) -> worker.Job:
     lesson = describe_lesson(toy_config("nowhere"))
     source = Source("nowhere", None, {}, "train", 32, 16, 64)
-    return worker.Job(source, lesson, worker.Splits(), board, relation_actor=None, threads=1, recipe={})
+    return worker.Job(source, lesson, worker.Splits(), board, relation_actor=None, judged_by=[], threads=1, recipe={})
 
 
 def test_mapped_batches_read_this_ranks_share(toy_shards):

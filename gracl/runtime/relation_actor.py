@@ -115,8 +115,8 @@ class RelationActor:
         return await asyncio.shield(meeting.answer)
 
     async def _answer(self, key: Key, meeting: Meeting, work: Callable[[int, list[Any]], Any]) -> None:
-        parts = [[await reference for reference in meeting.parts[rank]] for rank in sorted(meeting.parts)]
         try:
+            parts = [[await reference for reference in meeting.parts[rank]] for rank in sorted(meeting.parts)]
             answer = await asyncio.to_thread(work, key[2], parts)
             meeting.answer.set_result([ray.put(answer)])
         except Exception as error:  # every rank must hear of it, not only the last to arrive

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -163,9 +164,8 @@ def test_synthesize_and_ingest_end_with_one_json_line(homes):
     again = call("synthesize", f"out={world}", *size, home=homes / "synthesize")
     assert_refused(again, "ConfigError", "an empty or new folder")
 
-    packed = call(
-        "ingest", "layout=market1501", f"raw={world}", f"out={shards}", home=Path("/tmp", f"gr-{os.getpid()}")
-    )
+    with tempfile.TemporaryDirectory(prefix="gr-", ignore_cleanup_errors=True) as home:  # short: sockets lie in it
+        packed = call("ingest", "layout=market1501", f"raw={world}", f"out={shards}", home=Path(home))
     assert packed.code == 0, packed.err
     splits = json.loads(packed.out.splitlines()[-1])["splits"]
     assert splits["train"]["images"] == pictures["bounding_box_train"] == len(ShardStore.open(str(shards), "train"))

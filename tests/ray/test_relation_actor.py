@@ -1,7 +1,7 @@
 """The relation actor without Ray Train: ranks are threads of this process."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from gracl.errors import ClusteringCollapsed, CoverageError
+from gracl.errors import ClusteringCollapsed, CoverageError, ImageError
 from gracl.randomness import rng
 from gracl.relations.relate import relate
 from gracl.retrieval.metrics import evaluate_retrieval
@@ -17,6 +17,7 @@ from gracl.retrieval.ranking import rank as rank_gallery
 from gracl.runtime.board import open_board
 from gracl.runtime.relation_actor import RayRelator, start_relation_actor
 from gracl.types import Assignment, FeatureTable, Identities
+from tests.ray_jobs import fail_at_three
 
 IMAGES, QUERIES, GALLERY = 60, 8, 30
 OPTIONS = {"k1": 8, "k2": 3, "eps": 0.6, "min_samples": 2}
@@ -52,10 +53,12 @@ def halves(rows: np.ndarray) -> list[FeatureTable]:
 class Group:
     """Ranks of one attempt, each calling from a thread of its own."""
 
-    def __init__(self, actor: Any, ranks: int = 2) -> None:
+    def __init__(self, actor: Any, ranks: int = 2, judged_by: Sequence[ray.ObjectRef] = ()) -> None:
         attempt = uuid.uuid4().hex
         self._pool = ThreadPoolExecutor(ranks)
-        self.relators = [RayRelator(actor, attempt=attempt, rank=rank, ranks=ranks) for rank in range(ranks)]
+        self.relators = [
+            RayRelator(actor, attempt=attempt, rank=rank, ranks=ranks, judged_by=judged_by) for rank in range(ranks)
+        ]
 
     def ask(self, question: Callable[[RayRelator, int], Any], rank: int) -> "Future[Any]":
         return self._pool.submit(question, self.relators[rank], rank)
@@ -71,13 +74,13 @@ def board(ray_cluster):
 
 @pytest.fixture(scope="module")
 def who(ray_cluster):
-    """Held by the driver, so that a restarted actor finds it."""
-    return ray.put(WHO)
+    """Who is on the images, as the driver holds it for the ranks."""
+    return [ray.put(WHO)]
 
 
 @pytest.fixture(scope="module")
-def actor(board, who):
-    return start_relation_actor(cpus=0.1, gpus=0.0, images=IMAGES, judged_by=[who], options=OPTIONS, board=board)
+def actor(board):
+    return start_relation_actor(cpus=0.1, gpus=0.0, images=IMAGES, options=OPTIONS, board=board)
 
 
 def assert_same_assignment(one: Assignment, other: Assignment) -> None:
@@ -159,6 +162,16 @@ def test_a_missing_or_repeated_image_is_refused_at_every_rank(actor, second, mes
 
 
 @pytest.mark.ray
+def test_a_part_that_cannot_be_fetched_is_heard_of_by_every_rank(actor):
+    lost = ray.remote(num_cpus=0)(fail_at_three).remote(3)
+    parts = [lost, ray.put(halves(TRAIN)[1])]
+    calls = [actor.relate.remote("an attempt", 0, rank, 2, [parts[rank]]) for rank in range(2)]
+    for call in calls:
+        with pytest.raises(ImageError, match="three"):
+            ray.get(call, timeout=30)
+
+
+@pytest.mark.ray
 def test_after_a_refusal_another_attempt_gets_its_answer(actor):
     (refused,) = Group(actor, 1).ask_all(lambda door, rank: door.relate(0, halves(TRAIN)[0]))
     with pytest.raises(CoverageError):
@@ -180,12 +193,12 @@ def test_a_collapse_reaches_every_rank_as_it_was_raised(actor):
 
 
 @pytest.mark.ray
-def test_judge_is_evaluate_retrieval_on_the_whole_and_ranking_goes_with_it(actor):
+def test_judge_is_evaluate_retrieval_on_the_whole_and_ranking_goes_with_it(actor, who):
     query, gallery = halves(QUERY), halves(SHELF)
     names = {"query_identities": WHO[0], "gallery_identities": WHO[1]}
     wanted = evaluate_retrieval(QUERY, SHELF, **names)
     assert 0 < wanted.mean_ap < 1, "the toy features are meant to be neither hopeless nor perfect"
-    for asked in Group(actor).ask_all(lambda door, rank: door.judge(1, query[rank], gallery[rank])):
+    for asked in Group(actor, judged_by=who).ask_all(lambda door, rank: door.judge(1, query[rank], gallery[rank])):
         report = asked.result(60)
         assert report.metrics() == wanted.metrics()
         np.testing.assert_array_equal(report.average_precisions, wanted.average_precisions)
@@ -195,9 +208,9 @@ def test_judge_is_evaluate_retrieval_on_the_whole_and_ranking_goes_with_it(actor
 
 
 @pytest.mark.ray
-def test_judging_needs_every_query(actor):
+def test_judging_needs_every_query(actor, who):
     query, gallery = halves(QUERY)[:1] * 2, halves(SHELF)
-    for asked in Group(actor).ask_all(lambda door, rank: door.judge(1, query[rank], gallery[rank])):
+    for asked in Group(actor, judged_by=who).ask_all(lambda door, rank: door.judge(1, query[rank], gallery[rank])):
         with pytest.raises(CoverageError, match="4 missing"):
             asked.result(60)
 

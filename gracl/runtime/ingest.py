@@ -39,7 +39,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     listing = _listed(storage.absolute(config.raw), config.layout, config.allow_shared_identities)
     tasks = max(1, config.tasks)
     advice = "lower tasks, or add nodes"
-    with session(Demand(cpus=tasks, gpus=0, parts=f"{tasks} tasks that write shards", advice=advice)):
+    with session(Demand(cpus=float(tasks), gpus=0.0, parts=f"{tasks} tasks that write shards", advice=advice)):
         return pack(**config.options(), listing=listing)
 
 

@@ -50,7 +50,7 @@ REFUSED = {
     ("train", "optim.rate=0"): "optim.rate: Input should be greater than 0; came 0",
     ("train", "nowhere.yaml"): "nowhere.yaml, which is not there",
 }
-SECONDS_WITHOUT_RAY = 15
+SECONDS_WITHOUT_RAY = 30  # of which five on an idle machine; that Ray was not begun is seen from its folder
 
 
 @dataclass(frozen=True)

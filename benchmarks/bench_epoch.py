@@ -3,7 +3,7 @@
 Runs `gracl.local` (through `local_twin.py`) and `runtime.train` by turns, so that a busy machine hurts both, and
 compares the medians of their epochs but the first (which pays for cold processes and compilers).
 
-    python benchmarks/bench_epoch.py out.json rounds=2 preset.yaml [section.key=value ...]
+    python -m benchmarks.bench_epoch out.json rounds=2 preset.yaml [section.key=value ...]
 """
 
 import json
@@ -57,6 +57,8 @@ def main() -> None:
     facts = machine()
     runs = tempfile.mkdtemp(prefix="bench-")
     config = load_config(TrainConfig, [*sys.argv[3:], f"runs={runs}"])
+    if config.scale.workers != 1:
+        raise SystemExit("one process is compared with one worker: set scale.workers=1")
     found: dict[str, list[dict[str, float]]] = {"local": [], "ray": []}
     for number in range(rounds):
         found["local"] += epochs_of(learn(config).history)

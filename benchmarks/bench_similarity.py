@@ -1,6 +1,6 @@
 """The exact neighbour table by backend, in one process: CPU seconds, wall seconds, GFLOP/s, and whether tables agree.
 
-python benchmarks/bench_similarity.py out.json rows=12936 dim=2048 k=30 threads=1
+python -m benchmarks.bench_similarity out.json rows=12936 dim=2048 k=30 threads=1
 """
 
 import json

@@ -3,7 +3,7 @@
 The reference of the parity tests and of `bench_epoch.py`, and the only place where true identities may stand for
 labels (`labels="true"`): the ceiling that an unsupervised run is compared with. The product has no such switch.
 
-    python benchmarks/local_twin.py [--true-identities] preset.yaml [section.key=value ...]
+    python -m benchmarks.local_twin [--true-identities] preset.yaml [section.key=value ...]
 """
 
 import json
@@ -51,7 +51,8 @@ def learn(
     """Trains `config` in this process with the threads that one Ray worker would have."""
     torch.set_num_threads(config.scale.worker_threads)
     lesson = describe_lesson(config)
-    encoder, criterion, optimizer = build(lesson, torch.device("cpu"))
+    device = torch.device("cuda" if config.scale.worker_gpus else "cpu")
+    encoder, criterion, optimizer = build(lesson, device)
     data, root = config.data, storage.absolute(config.data.root)
     names = [name for name in (data.train, data.query, data.gallery) if name]
     stores = {name: ShardStore.open(root, name, cache=data.cache) for name in names}
@@ -61,8 +62,8 @@ def learn(
         options["relator"] = TrueRelator(
             stores[data.train].identities().object_ids,
             len(stores[data.train]),
-            query=stores[data.query].identities(),
-            gallery=stores[data.gallery].identities(),
+            query=stores[data.query].identities() if data.query else None,
+            gallery=stores[data.gallery].identities() if data.gallery else None,
         )
     return local.fit(
         stores,
@@ -76,7 +77,8 @@ def learn(
         width=data.width,
         views=config.views.options(),
         sampling=config.sampling.options(),
-        relations=config.relations.options() | {"threads": config.scale.relation_threads},
+        relations=config.relations.options()
+        | {"threads": config.scale.relation_threads, "device": "cuda" if config.scale.relation_gpus else "cpu"},
         camera_balanced=config.camera_balanced,
         scan_batch=config.scan_batch,
         decode_threads=config.scale.decode_threads,

@@ -225,6 +225,13 @@ class TrainConfig(Section):
             f"k2={self.relations.k2}, k1={self.relations.k1}",
             "lower relations.k2",
         )
+        gpus = self.scale.worker_gpus
+        _refuse_unless(
+            gpus == int(gpus) or (gpus < 1 and self.scale.workers == 1),
+            "scale.worker_gpus in whole numbers (nccl refuses two ranks on one GPU; a single worker may share one)",
+            f"worker_gpus={gpus:g}, workers={self.scale.workers}",
+            "use whole GPUs, or one worker",
+        )
         smaller = min(self.data.height, self.data.width)
         _refuse_unless(
             self.views.pad < smaller,
@@ -266,7 +273,9 @@ class IngestConfig(Section):
     )
     on_bad_image: Literal["error", "skip"] = Field("error", description="what to do with images that cannot be read")
     shard_mb: Positive = Field(64, description="size of a shard, in MB")
-    resize: tuple[Positive, Positive] | None = Field(None, description="height,width to store; none: as found")
+    resize: tuple[Positive, Positive] | None = Field(
+        None, description="[height,width] to store, as in resize=[256,128]; none: as found"
+    )
     overwrite: bool = Field(False, description="replace splits that exist")
     allow_shared_identities: bool = Field(False, description="let train share identities with query or gallery")
     tasks: Count = Field(0, description="shards written at a time; 0: as many as there are CPUs")
@@ -304,8 +313,8 @@ class SynthesizeConfig(Section):
     test_objects: Positive = Field(50, description="other identities, for query and gallery")
     cameras: int = Field(6, ge=2, description="cameras")
     shots: int = Field(4, ge=2, description="pictures of an identity by one camera")
-    height: Positive = Field(128, description="pixels")
-    width: Positive = Field(64, description="pixels")
+    height: int = Field(128, ge=8, description="pixels")
+    width: int = Field(64, ge=8, description="pixels")
     difficulty: Share = Field(0.5, description="0 easy, 1 hard")
     distractors: Count = Field(0, description="gallery pictures of nobody (identity 0)")
     junk: Count = Field(0, description="gallery pictures cut badly (identity -1)")

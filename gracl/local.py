@@ -1,7 +1,7 @@
 """GRACL in one process, without Ray: the reference that the cluster is held against, and a library for small sets.
 
 `fit` is `learning.fit.fit` with the ports filled by open stores and direct calls. One Ray worker gives bit-equal
-results (`tests/ray/test_parity.py`).
+results (`tests/ray/test_train.py`).
 """
 
 from collections.abc import Callable, Mapping

@@ -182,7 +182,10 @@ class RetrievalReport:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch did: losses, clusters, rates, seconds by phase, and the retrieval when it was judged."""
+    """What one epoch did: losses, clusters, rates, seconds by phase, and the retrieval when it was judged.
+
+    `checksums` tell whether two runs (or two ranks) had the same labels and the same plan.
+    """
 
     epoch: int
     loss: float
@@ -193,6 +196,7 @@ class EpochReport:
     images_per_second: float
     seconds: dict[str, float]
     stats: dict[str, float]
+    checksums: dict[str, int] = field(default_factory=dict)
     retrieval: RetrievalReport | None = None
     untrained: RetrievalReport | None = None
 
@@ -208,6 +212,7 @@ class EpochReport:
             "cluster/noise_fraction": self.noise_fraction,
             **{f"cluster/{name}": value for name, value in self.stats.items()},
             **{f"time/{phase}_s": value for phase, value in self.seconds.items()},
+            **{f"check/{name}": float(value) for name, value in self.checksums.items()},
         }
         if self.untrained:
             figures |= {name.replace("val/", "untrained/"): value for name, value in self.untrained.metrics().items()}

@@ -7,6 +7,7 @@ An epoch starts from weights, optimizer and epoch number alone, so a crash costs
 
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -326,6 +327,7 @@ def describe_epoch(
         images_per_second=plan.tickets.size / clock.seconds["train"],
         seconds=clock.seconds,
         stats=assignment.stats,
+        checksums={"labels": zlib.crc32(assignment.labels.tobytes()), "plan": zlib.crc32(plan.tickets.tobytes())},
         retrieval=retrieval,
         untrained=untrained,
     )

@@ -87,7 +87,8 @@ def describe_split(config: ModelConfig, data: Place, split: str) -> Iterator[Fea
     scale, root = config.scale, storage.absolute(data.root)
     images = read_manifest(root, split).num_images
     tickets = -(-images // config.batch)
-    chunks = [(first, min(first + CHUNK_TICKETS, tickets)) for first in range(0, tickets, CHUNK_TICKETS)]
+    size = min(CHUNK_TICKETS, -(-tickets // scale.workers))
+    chunks = [(first, min(first + size, tickets)) for first in range(0, tickets, size)]
     remote = ray.remote(max_restarts=2, max_task_retries=2)(Describer)
     actors = [
         remote.options(num_cpus=scale.worker_cpus, num_gpus=scale.worker_gpus).remote(

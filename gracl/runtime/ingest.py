@@ -36,7 +36,6 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     if storage.is_in_memory(config.raw) or storage.is_in_memory(config.out):
         return pack(**config.options())
     listing = _listed(storage.absolute(config.raw), config.layout, config.allow_shared_identities)
-    listing = _listed(storage.absolute(config.raw), config.layout, config.allow_shared_identities)
     tasks = max(1, config.tasks)
     advice = "lower tasks, or add nodes"
     with session(Demand(cpus=float(tasks), gpus=0.0, parts=f"{tasks} tasks that write shards", advice=advice)):

@@ -74,24 +74,26 @@ class RelationActor:
         """True once the actor lives."""
         return True
 
-    async def relate(self, attempt: str, epoch: int, rank: int, ranks: int, part: list[ObjectRef]) -> list[ObjectRef]:
-        """Labels and proxies of the train split, as a reference in a list.
+    async def relate(self, attempt: str, epoch: int, rank: int, ranks: int, part: list[ObjectRef]) -> Assignment:
+        """Labels and proxies of the train split.
 
         Args:
             attempt: names the group of ranks, so that a restarted group never gets the answer of the one before.
             part: one reference to a `FeatureTable`.
         """
-        return await self._meet((attempt, "relate", epoch), rank, ranks, part, self._relate)
+        answer: Assignment = await self._meet((attempt, "relate", epoch), rank, ranks, part, self._relate)
+        return answer
 
-    async def judge(self, attempt: str, epoch: int, rank: int, ranks: int, part: list[ObjectRef]) -> list[ObjectRef]:
-        """The `RetrievalReport` of the query and gallery features, as a reference in a list.
+    async def judge(self, attempt: str, epoch: int, rank: int, ranks: int, part: list[ObjectRef]) -> RetrievalReport:
+        """The `RetrievalReport` of the query and gallery features.
 
         Args:
             attempt: as in `relate`.
             part: three references: to the query's and the gallery's `FeatureTable`, and to their `Identities` as a
                 pair. The train split's identities never come here.
         """
-        return await self._meet((attempt, "judge", epoch), rank, ranks, part, self._judge)
+        report: RetrievalReport = await self._meet((attempt, "judge", epoch), rank, ranks, part, self._judge)
+        return report
 
     def ranking(self, k: int) -> tuple[RetrievalReport, Ranking] | None:
         """The last report and its k best gallery images per query; None when nothing was judged by this process."""
@@ -103,7 +105,7 @@ class RelationActor:
 
     async def _meet(
         self, key: Key, rank: int, ranks: int, part: list[ObjectRef], work: Callable[[int, list[Any]], Any]
-    ) -> list[ObjectRef]:
+    ) -> Any:
         # Only what is answered may go: a late call of a lost group must not break up the meeting that is under way.
         for old in [other for other, meeting in self._meetings.items() if other != key and meeting.answer.done()]:
             if old[0] != key[0] or old[2] < key[2]:
@@ -118,7 +120,7 @@ class RelationActor:
         try:
             parts = [[await reference for reference in meeting.parts[rank]] for rank in sorted(meeting.parts)]
             answer = await asyncio.to_thread(work, key[2], parts)
-            meeting.answer.set_result([ray.put(answer)])
+            meeting.answer.set_result(answer)  # the caller will own its copy, so it outlives this process
         except Exception as error:  # every rank must hear of it, not only the last to arrive
             meeting.answer.set_exception(error)
         meeting.parts.clear()
@@ -172,5 +174,4 @@ class RayRelator:
     def _ask(self, method: Any, epoch: int, parts: list[ObjectRef]) -> Any:
         # `parts` are held until the answer is here: a restarted actor asks for them again.
         with refusals():
-            (answer,) = ray.get(method.remote(self._attempt, epoch, self._rank, self._ranks, parts))
-            return ray.get(answer)
+            return ray.get(method.remote(self._attempt, epoch, self._rank, self._ranks, parts))

@@ -47,11 +47,6 @@ class Run:
         """Where the run's record, checkpoints and pictures are."""
         return storage.join(self.runs, self.name)
 
-    def encoder_options(self) -> dict[str, Any]:
-        """What the encoder is built with: a run that has an epoch needs its first weights no more."""
-        started = {"weights": None} if latest_epoch(self.folder) else {}
-        return self.config.encoder.options() | started
-
 
 def prepare(config: TrainConfig) -> Run:
     """Everything that can be found wrong without Ray is found wrong here."""
@@ -78,9 +73,16 @@ def prepare(config: TrainConfig) -> Run:
     saved = json.loads(storage.read_bytes(record_uri)) if storage.exists(record_uri) else {}
     if saved:
         check_recipe(saved["recipe"], recipe)
-    run = Run(config, name, runs, root, manifests, recipe, saved)
-    build_encoder(**run.encoder_options(), seed=config.seed)  # an unknown backbone or unfit weights fail here
-    return run
+    if config.camera_balanced and manifests[config.data.train].num_cameras < 2:
+        raise ConfigError(
+            expected(
+                "a train split of two cameras or more for camera_balanced=true",
+                f"{manifests[config.data.train].num_cameras} known cameras",
+                "set camera_balanced=false",
+            )
+        )
+    build_encoder(**config.encoder.options(), seed=config.seed)  # an unknown backbone or unfit weights fail here
+    return Run(config, name, runs, root, manifests, recipe, saved)
 
 
 def _with_whole_paths(config: TrainConfig) -> TrainConfig:

@@ -73,10 +73,21 @@ def refusals() -> Iterator[None]:
     """What gracl refused in a task or an actor is raised as it was, without the way it came."""
     try:
         yield
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, GraclError):
-            raise error.cause from None
-        raise
+    except ray.exceptions.RayError as error:
+        refusal = _refusal_behind(error)
+        if refusal is None:
+            raise
+        raise refusal from None
+
+
+def _refusal_behind(error: BaseException) -> GraclError | None:
+    """An error may have passed through several actors: each wraps the one before as its `cause`."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, GraclError) and not isinstance(seen, ray.exceptions.RayError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
 
 
 def quieten() -> None:
@@ -98,6 +109,7 @@ def _start(demand: Demand) -> None:
     # trip over (ray.md 5.1). Ours listens on this machine alone and ends with the run.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
+        address="local",  # not the cluster that somebody else may have begun on this machine
         num_cpus=max(os.cpu_count() or 1, int(demand.cpus) + 1),
         include_dashboard=False,
         log_to_driver=False,

@@ -23,11 +23,12 @@ from ray.data import DataContext, Dataset, Datasource, ExecutionOptions, ReadTas
 from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
-from gracl.errors import StreamError, expected
+from gracl.errors import ShardError, StreamError, expected
 from gracl.images.loading import Ticket, View, load
 from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
 from gracl.runtime.board import Reading
+from gracl.runtime.session import refusals
 from gracl.types import EMPTY, Batch, Plan
 
 STREAM = "images"
@@ -41,12 +42,23 @@ class PlanSource(Datasource):  # type: ignore[misc]
     Args:
         board: the run's `Board`.
         root, cache: where the shards are, and the node-local folder for those of a remote root.
+        digests: of the splits' manifests when the run was begun.
         ranks: how many ranks read.
         image_bytes: mean size of an encoded image, by which tickets are packed into blocks.
     """
 
-    def __init__(self, board: Any, *, root: str, cache: str | None, ranks: int, image_bytes: float) -> None:
-        self._board, self._root, self._cache = board, root, cache
+    def __init__(
+        self,
+        board: Any,
+        *,
+        root: str,
+        cache: str | None,
+        digests: Mapping[str, str],
+        ranks: int,
+        image_bytes: float,
+    ) -> None:
+        self._board, self._open = board, partial(open_store, root, cache=cache)
+        self._digests = dict(digests)
         self._ranks, self._image_bytes = ranks, image_bytes
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -71,22 +83,42 @@ class PlanSource(Datasource):  # type: ignore[misc]
     def _task(self, reading: Reading, rank: int, steps: range) -> ReadTask:
         indices = reading.plan.share(rank, self._ranks)[steps.start : steps.stop]
         fetch = partial(
-            fill, self._root, reading.split, self._cache, (reading.number, rank), np.asarray(steps, np.int64), indices
+            fill,
+            partial(self._open, reading.split, digest=self._digests[reading.split]),
+            (reading.number, rank),
+            np.asarray(steps, np.int64),
+            indices,
         )
         size = int(self._image_bytes * indices.size)
         return ReadTask(fetch, BlockMetadata(num_rows=len(steps), size_bytes=size, exec_stats=None, input_files=None))
 
 
+def open_store(root: str, split: str, *, cache: str | None, digest: str) -> ShardStore:
+    """The split that the run was begun on.
+
+    Raises:
+        ShardError: another one stands there now.
+    """
+    store = ShardStore.open(root, split, cache=cache)
+    if store.digest != digest:
+        raise ShardError(
+            expected(
+                f"split {split!r} of {root} with digest {digest[:12]}",
+                f"digest {store.digest[:12]}: it was ingested anew",
+                "start a new run on it",
+            )
+        )
+    return store
+
+
 def fill(
-    root: str,
-    split: str,
-    cache: str | None,
+    open_split: Callable[[], ShardStore],
     mark: tuple[int, int],
     tickets: Int64[ndarray, "rows"],
     indices: Int64[ndarray, "rows places"],
 ) -> list[pa.Table]:
     """One block: for every ticket its indices and the encoded bytes of its images, in one column of lists."""
-    store = ShardStore.open(root, split, cache=cache)
+    store = open_split()
     number, rank = mark
     images = [store.read(row[row != EMPTY]) for row in indices]
     ends = np.cumsum([0, *(len(row) for row in images)], dtype=np.int32)
@@ -102,13 +134,20 @@ def fill(
 
 
 def open_stream(
-    board: Any, *, root: str, cache: str | None, ranks: int, image_bytes: float, task_cpus: float
+    board: Any,
+    *,
+    root: str,
+    cache: str | None,
+    digests: Mapping[str, str],
+    ranks: int,
+    image_bytes: float,
+    task_cpus: float,
 ) -> tuple[dict[str, Dataset], DataConfig]:
     """The run's one dataset and how Ray Train must split it, as keyword values for `TorchTrainer`."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = None  # a block that is split would go to two ranks
-    source = PlanSource(board, root=root, cache=cache, ranks=ranks, image_bytes=image_bytes)
+    source = PlanSource(board, root=root, cache=cache, digests=digests, ranks=ranks, image_bytes=image_bytes)
     dataset = ray.data.read_datasource(source, num_cpus=task_cpus, override_num_blocks=1)
     # Blocks go round the ranks in order only with order preserved and without regard to where they lie.
     order = DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
@@ -169,7 +208,7 @@ class StreamBatches:
             ray.get(self._board.post.remote(Reading(self._number, split, plan)))
         self._barrier()
         awaited, share = 0, plan.share(self._rank, self._ranks)
-        for block in self._stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+        for block in self._blocks():
             for row in range(block.num_rows):
                 came = tuple(block[name][row].as_py() for name in ("reading", "ticket", "rank"))
                 _check_place(came, (self._number, awaited, self._rank))
@@ -189,6 +228,10 @@ class StreamBatches:
                     "resume the run; if it comes back, set scale.stream=mapped and report it",
                 )
             )
+
+    def _blocks(self) -> Iterator[pa.Table]:
+        with refusals():
+            yield from self._stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
 
 def _check_place(came: tuple[int, ...], awaited: tuple[int, int, int]) -> None:

@@ -123,7 +123,8 @@ def start_relations(run: Run, board: Any) -> Any:
         cpus=scale.relation_cpus,
         gpus=scale.relation_gpus,
         images=run.manifests[run.config.data.train].num_images,
-        options=run.config.relations.options(),
+        # Ray does not hide the GPUs from an actor that reserved none.
+        options=run.config.relations.options() | {"device": "cuda" if scale.relation_gpus else "cpu"},
         threads=scale.relation_threads,
         board=board,
     )
@@ -140,6 +141,7 @@ def describe_job(
             root=run.root,
             cache=config.data.cache,
             sizes={split: manifest.num_images for split, manifest in run.manifests.items()},
+            digests={split: manifest.digest for split, manifest in run.manifests.items()},
             train=config.data.train,
             height=config.data.height,
             width=config.data.width,
@@ -149,7 +151,7 @@ def describe_job(
             seed=config.seed,
             decode_threads=config.scale.decode_threads,
         ),
-        lesson=describe_lesson(config, encoder=run.encoder_options(), cameras=cameras),
+        lesson=describe_lesson(config, cameras=cameras),
         splits=Splits(config.data.train, config.data.query, config.data.gallery),
         board=board,
         relation_actor=actor,
@@ -159,12 +161,10 @@ def describe_job(
     )
 
 
-def describe_lesson(
-    config: TrainConfig, *, encoder: Mapping[str, Any] | None = None, cameras: list[ray.ObjectRef] | None = None
-) -> Lesson:
-    """What is learnt, as keyword values; `encoder` where it is not to be built as the config says."""
+def describe_lesson(config: TrainConfig, *, cameras: list[ray.ObjectRef] | None = None) -> Lesson:
+    """What is learnt, as keyword values."""
     return Lesson(
-        encoder=encoder or config.encoder.options(),
+        encoder=config.encoder.options(),
         loss=config.loss.options(),
         optim=config.optim.options(),
         schedule=config.schedule.options(),
@@ -198,6 +198,7 @@ def streamed(run: Run, board: Any) -> dict[str, Any]:
         board,
         root=run.root,
         cache=config.data.cache,
+        digests={split: manifest.digest for split, manifest in run.manifests.items()},
         ranks=config.scale.workers,
         image_bytes=sum(manifest.image_bytes for manifest in manifests) / sum(m.num_images for m in manifests),
         task_cpus=config.scale.stream_cpus,

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from ray.train.collective import broadcast_from_rank_zero
 from gracl.errors import GraclError
 from gracl.images.batches import MappedBatches
 from gracl.images.plans import identity_plan
-from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view, train_view
 from gracl.learning.checkpoint import TrainState, load_state, save_state
 from gracl.learning.encoder import Encoder, build_encoder
@@ -32,7 +31,7 @@ from gracl.learning.optim import build_optimizer, rate_factor
 from gracl.runtime.board import silent, throttled
 from gracl.runtime.ranks import TorchRanks
 from gracl.runtime.relation_actor import RayRelator
-from gracl.runtime.stream import STREAM, StreamBatches
+from gracl.runtime.stream import STREAM, StreamBatches, open_store
 from gracl.types import EpochReport, Plan
 
 
@@ -40,12 +39,14 @@ from gracl.types import EpochReport, Plan
 class Source:
     """Where a run's images are and how they are seen and brought.
 
-    `sizes` has the images of each split, by name; `train` is the split that plans pick from.
+    `sizes` has the images of each split and `digests` their manifests', by name; `train` is the split that plans pick
+    from.
     """
 
     root: str
     cache: str | None
     sizes: Mapping[str, int]
+    digests: Mapping[str, str]
     train: str
     height: int
     width: int
@@ -124,11 +125,14 @@ def _train(job: Job) -> None:
     ranks = TorchRanks(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(job.threads)
     device = ray.train.torch.get_device()
-    encoder, criterion, optimizer = build(job.lesson, device)
+    state = resumed()
+    # Whoever has a state needs the first weights no more, and their file may be gone.
+    first = {"weights": None} if state else {}
+    encoder, criterion, optimizer = build(replace(job.lesson, encoder={**job.lesson.encoder, **first}), device)
     progress = throttled(job.board) if ranks.rank == 0 else silent
     cameras = ray.get(job.lesson.cameras[0]) if job.lesson.cameras else None
     fit(
-        resumed() or TrainState.fresh(encoder, job.recipe, height=job.source.height, width=job.source.width),
+        state or TrainState.fresh(encoder, job.recipe, height=job.source.height, width=job.source.width),
         encoder=encoder,
         criterion=criterion,
         optimizer=optimizer,
@@ -165,7 +169,10 @@ def open_batches(source: Source, board: Any, ranks: TorchRanks) -> Batches:
         "ranks": ranks.size,
     }
     if source.stream == "mapped":
-        stores = {split: ShardStore.open(source.root, split, cache=source.cache) for split in source.sizes}
+        stores = {
+            split: open_store(source.root, split, cache=source.cache, digest=digest)
+            for split, digest in source.digests.items()
+        }
         return MappedBatches(stores, **common)
     stream = ray.train.get_dataset_shard(STREAM)
     return StreamBatches(stream, board, sizes=source.sizes, barrier=ranks.barrier, **common)

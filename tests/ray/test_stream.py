@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 import ray
 
-from gracl.errors import StreamError
+from gracl.errors import ShardError, StreamError
 from gracl.images.batches import MappedBatches
+from gracl.images.manifests import read_manifest
 from gracl.images.plans import identity_plan, scan_plan
 from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view, train_view
@@ -31,15 +32,25 @@ def common(scan_batch: int, rank: int, ranks: int) -> dict[str, Any]:
     return {"train": "train", **views, **SIZE, "scan_batch": scan_batch, "seed": 3, "rank": rank, "ranks": ranks}
 
 
+def digests(root: str) -> dict[str, str]:
+    return {split: read_manifest(root, split).digest for split in ("train", "query", "gallery")}
+
+
 class Ends:
     """A stream split over ranks as Ray Train does it, each rank's end in a thread of this process."""
 
-    def __init__(self, root: str, ranks: int) -> None:
+    def __init__(self, root: str, ranks: int, wanted: dict[str, str] | None = None) -> None:
         self._ranks = ranks
         self._stores = {split: ShardStore.open(root, split) for split in ("train", "query", "gallery")}
         self._board, self._barrier = open_board(), threading.Barrier(ranks, timeout=60)
         datasets, order = open_stream(
-            self._board, root=root, cache=None, ranks=ranks, image_bytes=IMAGE_BYTES, task_cpus=0.5
+            self._board,
+            root=root,
+            cache=None,
+            digests=wanted or digests(root),
+            ranks=ranks,
+            image_bytes=IMAGE_BYTES,
+            task_cpus=0.5,
         )
         self._ends = [end[STREAM] for end in order.configure(datasets, ranks, None, None)]
 
@@ -132,7 +143,7 @@ def test_readings_one_after_another_never_mix(three_ranks, toy_shards):
 
 @pytest.mark.ray
 def test_before_the_first_reading_there_is_nothing_to_fetch(ray_cluster, toy_shards):
-    source = PlanSource(open_board(), root=toy_shards, cache=None, ranks=1, image_bytes=IMAGE_BYTES)
+    source = PlanSource(open_board(), root=toy_shards, cache=None, digests={}, ranks=1, image_bytes=IMAGE_BYTES)
     assert source.get_read_tasks(1) == []
 
 
@@ -148,7 +159,9 @@ def test_before_the_first_reading_there_is_nothing_to_fetch(ray_cluster, toy_sha
 def test_blocks_are_limited_by_tickets_and_by_bytes(ray_cluster, toy_shards, image_bytes, rows):
     board, plan = open_board(), scan_plan(120, 12)
     ray.get(board.post.remote(Reading(1, "train", plan)))
-    source = PlanSource(board, root=toy_shards, cache=None, ranks=2, image_bytes=image_bytes)
+    source = PlanSource(
+        board, root=toy_shards, cache=None, digests=digests(toy_shards), ranks=2, image_bytes=image_bytes
+    )
     tasks = source.get_read_tasks(1)
     assert max(task.metadata.num_rows for task in tasks) == rows
     assert all(rows == 1 or task.metadata.size_bytes <= 32 << 20 for task in tasks)
@@ -167,7 +180,7 @@ def test_blocks_are_limited_by_tickets_and_by_bytes(ray_cluster, toy_shards, ima
 def test_fill_packs_the_bytes_of_tickets_without_ray(toy_shards):
     store = ShardStore.open(toy_shards, "train")
     indices = np.array([[5, 2, 2], [9, EMPTY, EMPTY], [EMPTY, EMPTY, EMPTY]])
-    (block,) = fill(toy_shards, "train", None, (7, 1), np.array([3, 4, 5]), indices)
+    (block,) = fill(lambda: store, (7, 1), np.array([3, 4, 5]), indices)
     assert block.schema.field("images").type == pa.list_(pa.large_binary())
     assert block["reading"].to_pylist() == [7, 7, 7]
     assert block["rank"].to_pylist() == [1, 1, 1]
@@ -191,9 +204,7 @@ def blocks_of(root: str, plan: Plan, *, reading: int = 1, rank: int = 1) -> list
         block
         for first in range(0, len(share), 3)
         for block in fill(
-            root,
-            "train",
-            None,
+            lambda: ShardStore.open(root, "train"),
             (reading, rank),
             np.arange(first, min(first + 3, len(share))),
             share[first : first + 3],
@@ -241,3 +252,10 @@ def test_a_ticket_that_lacks_an_image_is_refused(toy_shards):
     block = block.set_column(block.schema.get_field_index("images"), "images", short)
     with pytest.raises(StreamError, match="expected 6 images in ticket 0 of epoch 1; came 5"):
         list(rank_one(toy_shards, [block]).picks(plan))
+
+
+@pytest.mark.ray
+def test_a_refusal_in_a_task_of_the_stream_reaches_the_rank_as_it_was(ray_cluster, toy_shards):
+    ends = Ends(toy_shards, 1, wanted={"train": "another digest"})
+    with pytest.raises(ShardError, match="it was ingested anew"):
+        ends.read(lambda end: end.scan("train"))

@@ -11,7 +11,7 @@ from benchmarks.local_twin import learn
 from gracl.errors import CheckpointError, ClusteringCollapsed, ConfigError
 from gracl.learning.checkpoint import load_state
 from gracl.runtime.train import train
-from tests.local.test_fit import assert_same_run
+from tests.local.test_fit import assert_same_run, assert_same_state
 from tests.toy import toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -44,6 +44,7 @@ def test_one_worker_equals_the_local_run_bit_for_bit(one_worker, reference):
 def test_two_workers_learn_the_same_within_rounding(two_workers, reference):
     state = load_state(two_workers["checkpoint"])
     first, wanted = state.history[0], reference.history[0]
+    assert (first["check/labels"], first["check/plan"]) == (wanted["check/labels"], wanted["check/plan"])
     assert first["cluster/number"] == wanted["cluster/number"]
     assert first["cluster/noise_fraction"] == wanted["cluster/noise_fraction"]
     assert first["untrained/mAP"] == pytest.approx(wanted["untrained/mAP"], abs=1e-6)
@@ -86,9 +87,11 @@ def test_a_run_stopped_after_an_epoch_and_resumed_equals_an_unbroken_one(ray_clu
     resumed = train(toy_config(toy_shards, runs, name="broken"))
     state = load_state(resumed["checkpoint"])
     assert resumed["mlflow_run_id"] == first["mlflow_run_id"]
-    assert len(state.history) == 3
     for name, tensor in state.model.items():
         torch.testing.assert_close(tensor, reference.model[name], rtol=0, atol=0, msg=name)
+    assert_same_state(state.optimizer, reference.optimizer)
+    plans = [[(row["check/labels"], row["check/plan"]) for row in run.history] for run in (state, reference)]
+    assert plans[0] == plans[1]
 
 
 def test_another_recipe_under_the_same_name_is_refused(one_worker, toy_shards, runs):

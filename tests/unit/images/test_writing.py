@@ -148,6 +148,16 @@ def test_moves_close_the_gaps_of_bad_images(tmp_path: Path) -> None:
     assert (manifest.num_images, manifest.num_objects, len(manifest.bad_images)) == (4, 4, 3)
 
 
+def test_a_move_that_was_made_is_not_missed_when_it_is_tried_again(tmp_path: Path) -> None:
+    listing = listing_of(tmp_path, 4)
+    moves = plan_moves([write_shard(job) for job in jobs_of(listing, tmp_path, 2)], str(tmp_path / "out"))
+    entries = [move_shard(move) for move in moves]
+    assert [move_shard(move) for move in moves] == entries
+    (tmp_path / "out" / entries[0].file).write_bytes(b"torn")
+    with pytest.raises(ShardError, match="no such file"):
+        move_shard(moves[0])
+
+
 def test_a_part_that_did_not_stay_is_an_error(tmp_path: Path) -> None:
     part = write_shard(jobs_of(listing_of(tmp_path), tmp_path, 5)[0])
     move = plan_moves([part], str(tmp_path / "out"))[0]

@@ -10,6 +10,7 @@ import torch
 
 from gracl.errors import ClusteringCollapsed
 from gracl.images.batches import MappedBatches
+from gracl.images.manifests import read_manifest
 from gracl.images.plans import identity_plan
 from gracl.images.shards import ShardStore
 from gracl.learning.checkpoint import TrainState, load_state, save_state
@@ -151,13 +152,14 @@ def test_a_group_that_is_restarted_after_a_refusal_ends_at_once(monkeypatch):
 
 def job_with(board: FakeBoard) -> worker.Job:
     lesson = describe_lesson(toy_config("nowhere"))
-    source = Source("nowhere", None, {}, "train", 32, 16, 64)
+    source = Source("nowhere", None, {}, {}, "train", 32, 16, 64)
     return worker.Job(source, lesson, worker.Splits(), board, relation_actor=None, judged_by=[], threads=1, recipe={})
 
 
 def test_mapped_batches_read_this_ranks_share(toy_shards):
     sizes = {split: len(ShardStore.open(toy_shards, split)) for split in ("train", "query")}
-    source = Source(toy_shards, None, sizes, "train", 32, 16, scan_batch=64, stream="mapped", views={"pad": 2})
+    digests = {split: read_manifest(toy_shards, split).digest for split in sizes}
+    source = Source(toy_shards, None, sizes, digests, "train", 32, 16, scan_batch=64, stream="mapped", views={"pad": 2})
     batches = [open_batches(source, None, TorchRanks(rank, 2)) for rank in range(2)]
     assert all(isinstance(one, MappedBatches) for one in batches)
     seen = [np.concatenate([batch.indices for batch in one.scan("train")]) for one in batches]

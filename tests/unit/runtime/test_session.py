@@ -51,7 +51,7 @@ def test_a_cluster_of_our_own_is_as_large_as_the_run_and_ends_with_it(calls):
     assert [name for name, _ in calls] == ["init", "shutdown"]
     options = calls[0][1]
     assert options["num_cpus"] == max(os.cpu_count() or 1, 3)
-    assert "address" not in options
+    assert options["address"] == "local", "a cluster that somebody else began is not ours"
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
 
 

@@ -47,6 +47,16 @@ class Run:
         """Where the run's record, checkpoints and pictures are."""
         return storage.join(self.runs, self.name)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Images of each split."""
+        return {split: manifest.num_images for split, manifest in self.manifests.items()}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digest of each split's manifest."""
+        return {split: manifest.digest for split, manifest in self.manifests.items()}
+
 
 def prepare(config: TrainConfig) -> Run:
     """Everything that can be found wrong without Ray is found wrong here."""
@@ -81,7 +91,9 @@ def prepare(config: TrainConfig) -> Run:
                 "set camera_balanced=false",
             )
         )
-    build_encoder(**config.encoder.options(), seed=config.seed)  # an unknown backbone or unfit weights fail here
+    # An unknown backbone or unfit weights fail here. A run that has an epoch needs its first weights no more.
+    first = {"weights": None} if latest_epoch(storage.join(runs, name)) else {}
+    build_encoder(**(config.encoder.options() | first), seed=config.seed)
     return Run(config, name, runs, root, manifests, recipe, saved)
 
 

@@ -94,7 +94,7 @@ def versions() -> dict[str, str]:
     }
 
 
-class MlflowCallback(UserCallback):  # type: ignore[misc]
+class MlflowCallback(UserCallback):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any
     """Writes each epoch's report from the controller of Ray Train. Hooks are called by keyword: the names stay."""
 
     def __init__(self, uri: str, run_id: str) -> None:

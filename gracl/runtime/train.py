@@ -140,8 +140,8 @@ def describe_job(
         source=Source(
             root=run.root,
             cache=config.data.cache,
-            sizes={split: manifest.num_images for split, manifest in run.manifests.items()},
-            digests={split: manifest.digest for split, manifest in run.manifests.items()},
+            sizes=run.sizes,
+            digests=run.digests,
             train=config.data.train,
             height=config.data.height,
             width=config.data.width,
@@ -193,14 +193,14 @@ def streamed(run: Run, board: Any) -> dict[str, Any]:
     config = run.config
     if config.scale.stream != "ray":
         return {}
-    manifests = run.manifests.values()
+    image_bytes = sum(manifest.image_bytes for manifest in run.manifests.values())
     datasets, order = open_stream(
         board,
         root=run.root,
         cache=config.data.cache,
-        digests={split: manifest.digest for split, manifest in run.manifests.items()},
+        digests=run.digests,
         ranks=config.scale.workers,
-        image_bytes=sum(manifest.image_bytes for manifest in manifests) / sum(m.num_images for m in manifests),
+        image_bytes=image_bytes / sum(run.sizes.values()),
         task_cpus=config.scale.stream_cpus,
     )
     return {"datasets": datasets, "dataset_config": order}

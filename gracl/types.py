@@ -6,9 +6,10 @@ queries. An image is known everywhere by its **index**: its row in its split, fi
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+from jaxtyping import AbstractDtype, Bool, Float32, Int32, Int64, UInt8
 from numpy import ndarray
 
 from gracl.errors import CoverageError, expected
@@ -20,6 +21,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 UNKNOWN = -1
 NOISE = -1
 EMPTY = -1
+
+
+if TYPE_CHECKING:
+    from typing import Annotated as Feature
+else:
+
+    class Feature(AbstractDtype):
+        """Feature rows as they may come: float32, or float16 where memory or the network is short."""
+
+        dtypes = ("float16", "float32")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 
 from gracl import kernels
 from gracl.errors import ConfigError
-from gracl.kernels import compiled, dot, over_rows, thread_count
+from gracl.kernels import compiled, dot, over_rows, readable, real, thread_count
 from gracl.randomness import rng
 
 
@@ -62,3 +62,29 @@ def test_compiles_where_no_folder_is_writable(monkeypatch):
         return 2 * x
 
     assert compiled(double)(4) == 8
+
+
+def test_half_rows_are_read_exactly():
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+
+    @compiled
+    def read(bits, out):
+        for i in range(bits.size):
+            out[i] = real(bits[i])
+
+    out = np.empty(len(finite))
+    read(readable(finite), out)
+    np.testing.assert_array_equal(out, finite.astype(np.float64))
+
+
+def test_dot_of_half_rows_is_that_of_the_same_numbers():
+    rows = rng(0, "half").standard_normal((2, 300)).astype(np.float16)
+    exact = float(rows[0].astype(np.float64) @ rows[1].astype(np.float64))
+    assert dot(*readable(rows)) == pytest.approx(exact, abs=1e-12)
+    assert dot(*readable(rows)) == dot(*rows.astype(np.float32))
+
+
+def test_readable_copies_nothing_that_is_contiguous():
+    for rows in (np.zeros((3, 4), np.float16), np.zeros((3, 4), np.float32)):
+        assert np.shares_memory(readable(rows), rows)

@@ -130,11 +130,13 @@ class Neighbors:
     """The k nearest rows of every row by inner product; row i starts with i, also among exact copies.
 
     Similarities fall along a row (the first, with the row itself, excepted where a copy rounds higher); equal
-    similarities stand in order of index.
+    similarities stand in order of index. `recall` is the share of true neighbours in an approximate table, measured on
+    some rows; 1 in an exact one.
     """
 
     indices: Int32[ndarray, "rows k"]
     similarities: Float32[ndarray, "rows k"]
+    recall: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,281 @@
+"""`nearest` and `top_k`: which engine proposes, and the way of a block of queries through it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int32, Int64
+from numpy import ndarray
+
+from gracl.errors import ConfigError, GraclError, expected
+from gracl.kernels import Progress, squared_lengths, thread_count
+from gracl.randomness import rng
+from gracl.similarity.approximate import open_index
+from gracl.similarity.products import Product
+from gracl.similarity.settling import Block, disputed, look_through, settle, settle_on_device
+from gracl.types import EMPTY, Feature, Neighbors
+
+Backend = Literal["auto", "faiss", "torch"]
+Device = Literal["auto", "cpu", "cuda"]
+Search = Literal["exact", "approximate"]
+Index = Literal["ivf", "hnsw"]
+Propose = Callable[[ndarray, int], tuple[Any, Any]]
+
+# Candidates beyond k. They make it rare that the k-th place is disputed (then the whole row is looked through); a
+# half product needs more of them, because it cannot tell apart what is nearer than its rounding.
+_SPARE, _SPARE_HALF = 8, 34
+# Rows whose true neighbours are looked up to see what an approximate search has found.
+_RECALL_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to search; the keywords of `nearest`. Checked, and the device resolved, by `Searcher`."""
+
+    search: Search = "exact"
+    index: Index = "ivf"
+    effort: int = 0
+    backend: Backend = "auto"
+    block_rows: int = 4096
+    threads: int = 0
+    device: Device = "auto"
+
+
+def nearest(
+    features: Feature[ndarray, "rows dim"],
+    k: int,
+    *,
+    rows: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Neighbors:
+    """The k nearest rows of every row, itself first (ray.md section 8; method.md 4.7).
+
+    For unit rows the order is that of Euclidean distance. Row i starts with i, also among copies; the others fall in
+    similarity, equal ones in order of index.
+
+    Args:
+        features: unit rows, float32 or float16, in memory or memory-mapped.
+        k: length of a list, the row itself counted, >= 1; more than there are rows gives all rows.
+        rows: make the lists of rows `start` to `stop - 1` only; they are those of the whole table.
+        progress: called with (rows done, rows) after every block.
+        options: see `Options`:
+            search: "exact", or "approximate" (then the table's `recall` says what share of it is true);
+            index: of the approximate search: "ivf" (k-means cells, of which the nearest are looked into) or "hnsw"
+                (faiss's graph, on the CPU);
+            effort: cells looked into, or the graph's efSearch; 0 chooses;
+            backend: "auto" is torch; "faiss" is its exact Flat search, on the CPU or with faiss-gpu on the GPU;
+            block_rows: rows searched at a time, at most;
+            threads: CPU threads; 0 leaves torch's and faiss's numbers as they are;
+            device: "auto" is the GPU where torch finds one.
+
+    Raises:
+        ConfigError: options out of range, or a backend, device or package that is not there.
+        GraclError: features that are not finite.
+    """
+    return Searcher(features, **options).nearest(k, rows=rows, progress=progress)
+
+
+def top_k(
+    query: Feature[ndarray, "queries dim"],
+    gallery: Feature[ndarray, "gallery dim"],
+    k: int,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> tuple[Int32[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
+    """The k most similar gallery rows of every query, and how similar: `nearest` between two sets.
+
+    Meant for k much smaller than the gallery; more than there are rows gives all rows. Options and errors as
+    `nearest`.
+    """
+    nobody = np.full(len(query), EMPTY, np.int64)
+    return Searcher(gallery, **options).top_k(query, nobody, k, progress)
+
+
+def shares(rows: int, parts: int) -> list[tuple[int, int]]:
+    """`parts` runs of rows, as equal as can be, for `nearest(rows=...)`; fewer where there are fewer rows."""
+    parts = max(1, min(parts, rows))
+    edges = [rows * part // parts for part in range(parts + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+class Searcher:
+    """A gallery made ready for any number of questions: uploaded or indexed once. It lives as long as the epoch.
+
+    Args:
+        gallery: unit rows.
+        options: the fields of `Options`.
+
+    Raises:
+        ConfigError, GraclError: as `nearest`.
+    """
+
+    def __init__(self, gallery: Feature[ndarray, "gallery dim"], **options: Any) -> None:
+        self.options = chosen = Options(**options)
+        self._backend, self._place = resolve(chosen)
+        self._uses_faiss = self._backend == "faiss" or chosen.search == "approximate"
+        _check_finite(gallery, chosen.threads)
+        self._gallery = np.ascontiguousarray(gallery)
+        with _threads(chosen.threads, self._uses_faiss):
+            self._product = Product(self._gallery, self._place, half=self._place == "cuda")
+            self._index = (
+                open_index(self._product, self._gallery, chosen.index, chosen.effort)
+                if chosen.search == "approximate" and len(gallery)
+                else None
+            )
+
+    def nearest(self, k: int, *, rows: tuple[int, int] | None = None, progress: Progress | None = None) -> Neighbors:
+        """The k nearest rows of the gallery's own rows (those of `rows`); see the function `nearest`."""
+        start, stop = rows or (0, len(self._gallery))
+        own = np.arange(start, stop)
+        found = self.top_k(self._gallery[start:stop], own, k, progress)
+        return Neighbors(*found, recall=self._recall(found[0], start, k) if self._index else 1.0)
+
+    def top_k(
+        self,
+        query: Feature[ndarray, "queries dim"],
+        own: Int64[ndarray, "queries"],
+        k: int,
+        progress: Progress | None = None,
+    ) -> tuple[Int32[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
+        """The k best gallery rows of each query; `own` is the gallery row to put first, or -1."""
+        if k < 1:
+            raise ConfigError(expected("k >= 1", k, "ask for the row itself at least"))
+        k = min(k, len(self._gallery))
+        indices, similarities = np.empty((len(query), k), np.int32), np.empty((len(query), k), np.float32)
+        if not k:
+            return indices, similarities
+        _check_finite(query, self.options.threads)
+        with _threads(self.options.threads, self._uses_faiss):
+            for start in range(0, len(query), self.options.block_rows):
+                part = slice(start, min(start + self.options.block_rows, len(query)))
+                self._fill(Block(query[part], self._gallery, own[part], indices[part], similarities[part]))
+                if progress:
+                    progress(part.stop, len(query))
+        return indices, similarities
+
+    def _fill(self, block: Block) -> None:
+        k, rows = block.indices.shape[1], len(block.gallery)
+        if self._index:
+            raw, candidates = self._index.propose(block.query, min(k + _SPARE, rows))
+            settle(block, raw, candidates, self.options.threads)
+            short = np.flatnonzero(block.indices[:, -1] == EMPTY)
+            look_through(block, short, self._product, 0.0)
+            return
+        spare = _SPARE_HALF if self._product.half else _SPARE
+        lowest, error = self._propose(block, min(k + spare, rows))
+        if k + spare < rows:
+            rows_left, margin = disputed(block, lowest, error)
+            look_through(block, rows_left, self._product, margin)
+
+    def _propose(self, block: Block, count: int) -> tuple[Float32[ndarray, "rows"], float]:
+        """Settles the engine's best; the lowest raw similarity of each row, and the largest error."""
+        if self._backend == "faiss":
+            raw, candidates = _flat(block.query, block.gallery, count, self._place)
+            return raw.min(axis=1), settle(block, raw, candidates, self.options.threads)
+        values, indices = self._product.propose(block.query, count)
+        lowest = values.amin(dim=1).cpu().numpy()
+        if self._product.kept is not None:
+            return lowest, settle_on_device(block, values, indices, self._product.kept)
+        return lowest, settle(block, values.cpu().numpy(), indices.cpu().numpy(), self.options.threads)
+
+    def _recall(self, found: Int32[ndarray, "queries k"], start: int, k: int) -> float:
+        """The share of true neighbours among those found, on rows drawn without regard to them."""
+        some = np.sort(rng(0, "recall").permutation(len(found))[:_RECALL_ROWS])
+        index, self._index = self._index, None
+        try:
+            true, _ = self.top_k(self._gallery[start + some], start + some, k)
+        finally:
+            self._index = index
+        hits = sum(len(np.intersect1d(one, other)) for one, other in zip(true, found[some], strict=True))
+        return hits / true.size if true.size else 1.0
+
+
+def _flat(query: ndarray, gallery: ndarray, count: int, place: str) -> tuple[ndarray, ndarray]:
+    """faiss's exact search."""
+    import faiss
+
+    query, gallery = (np.ascontiguousarray(table, np.float32) for table in (query, gallery))
+    if place == "cuda":
+        found = faiss.knn_gpu(faiss.StandardGpuResources(), query, gallery, count, metric=faiss.METRIC_INNER_PRODUCT)
+    else:
+        found = faiss.knn(query, gallery, count, metric=faiss.METRIC_INNER_PRODUCT)
+    return found[0], found[1]
+
+
+def resolve(options: Options) -> tuple[str, str]:
+    """The backend ("torch" or "faiss") and the place ("cpu" or "cuda") that are meant.
+
+    Raises:
+        ConfigError: what does not exist, is not there, or does not go together.
+    """
+    for what, holds, came, do in _demands(options):
+        if not holds:
+            raise ConfigError(expected(what, came, do))
+    thread_count(options.threads)
+    gpu = torch.cuda.is_available() and options.device != "cpu"
+    if options.backend == "faiss":
+        return "faiss", "cuda" if gpu and _faiss_gpus() else "cpu"
+    # Measured: faiss-cpu 1.15 needs 3 to 5 times the time of torch's product for the same table (docs/results.md).
+    return "torch", "cuda" if gpu else "cpu"
+
+
+def _demands(options: Options) -> Iterator[tuple[str, bool, object, str]]:
+    """(what is expected, whether it holds, what came, what to do), in the order in which it is worth knowing."""
+    one = options
+    yield "search exact or approximate", one.search in ("exact", "approximate"), one.search, "choose one of them"
+    yield "index ivf or hnsw", one.index in ("ivf", "hnsw"), one.index, "choose one of them"
+    yield "backend auto, faiss or torch", one.backend in ("auto", "faiss", "torch"), one.backend, "choose one of them"
+    yield "device auto, cpu or cuda", one.device in ("auto", "cpu", "cuda"), one.device, "choose one of them"
+    yield "block_rows >= 1 and effort >= 0", one.block_rows >= 1 and one.effort >= 0, one, "raise them"
+    cuda = one.device != "cuda" or torch.cuda.is_available()
+    yield "a CUDA device", cuda, "none that torch can see", "use device=auto or device=cpu"
+    wants_faiss = one.backend == "faiss" or one.search == "approximate"
+    there = not wants_faiss or find_spec("faiss") is not None
+    yield "the package faiss", there, "no such package", "install gracl[cpu], or use search=exact and backend=torch"
+    flat_gpu = not (one.backend == "faiss" and one.device == "cuda" and there) or _faiss_gpus() > 0
+    yield "a faiss that knows GPUs", flat_gpu, "faiss-cpu", "use backend=torch, or install gracl[gpu]"
+    suits = one.search == "exact" or one.backend != "torch"
+    yield "backend auto or faiss for an approximate search", suits, one.backend, "use backend=auto"
+
+
+def _faiss_gpus() -> int:
+    """How many GPUs faiss can use; 0 for faiss-cpu. (Any other GPU call without a driver would abort the process.)"""
+    import faiss
+
+    return int(faiss.get_num_gpus())
+
+
+@contextmanager
+def _threads(threads: int, uses_faiss: bool) -> Iterator[None]:
+    """Torch (and faiss) work with this many threads inside (0: with their own), and with as many as before after."""
+    if not threads:
+        yield
+        return
+    faiss: Any = None
+    if uses_faiss:
+        import faiss
+    before = torch.get_num_threads(), faiss.omp_get_max_threads() if faiss else 0
+    torch.set_num_threads(threads)
+    if faiss:
+        faiss.omp_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        if faiss:
+            faiss.omp_set_num_threads(before[1])
+
+
+def _check_finite(table: Feature[ndarray, "rows dim"], threads: int) -> None:
+    """Refuses NaN and infinity, which would make every order meaningless."""
+    bad = np.flatnonzero(~np.isfinite(squared_lengths(table, threads=threads)))
+    if len(bad):
+        raise GraclError(
+            expected("finite features", f"NaN or infinity in {len(bad)} rows {bad[:5].tolist()}", "check the loss")
+        )

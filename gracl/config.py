@@ -85,10 +85,45 @@ class Relations(Section):
 
     k1: Positive = Field(30, description="neighbours of the k-reciprocal sets, the image itself counted")
     k2: Positive = Field(6, description="neighbours averaged in the query expansion, the image itself counted")
-    eps: float = Field(0.6, gt=0, lt=1, description="DBSCAN: largest Jaccard distance between neighbours")
-    min_samples: Positive = Field(4, description="DBSCAN: neighbours of a core image, itself counted")
-    backend: Literal["auto", "faiss", "torch"] = Field("auto", description="who finds the nearest neighbours")
-    block_rows: Positive = Field(4096, description="rows of similarities held at a time")
+    camera_aware: bool = Field(
+        False, description="lists of neighbours by camera, instead of k1 and k2; reads the train split's camera ids"
+    )
+    k1_intra: Positive = Field(5, description="camera_aware: neighbours of the same camera in the k-reciprocal sets")
+    k1_inter: Positive = Field(20, description="camera_aware: neighbours of other cameras in the k-reciprocal sets")
+    k2_intra: Positive = Field(2, description="camera_aware: of those, averaged in the query expansion, with the image")
+    k2_inter: Count = Field(4, description="camera_aware: of other cameras, averaged in the query expansion")
+    clustering: Literal["dbscan", "hdbscan", "infomap"] = Field("dbscan", description="who makes the clusters")
+    eps: float = Field(0.6, gt=0, lt=1, description="dbscan, infomap: largest Jaccard distance between neighbours")
+    min_samples: Positive = Field(
+        4, description="dbscan, hdbscan: neighbours of a core image, itself counted; infomap: smallest cluster"
+    )
+    min_cluster_size: Annotated[int, Field(ge=2)] = Field(4, description="hdbscan: smallest cluster")
+    inter_rule: Literal["mean", "cluster_mean", "nearest_sample", "nearest_centroids", "log_sum_exp"] = Field(
+        "mean", description="how the inter proxy is mined: least similar to other clusters by this"
+    )
+    intra_rule: Literal["mean", "minimum"] = Field(
+        "mean", description="how the intra proxy is mined: least similar to its own cluster by this"
+    )
+    centroids: Positive = Field(10, description="inter_rule=nearest_centroids: how many the mean is over")
+    rule_temperature: float = Field(0.05, ge=1e-6, le=100, description="inter_rule=log_sum_exp: its temperature")
+    precision: Literal["float32", "float16"] = Field(
+        "float32", description="features are rounded to this on their way: half the memory and traffic"
+    )
+    search: Literal["exact", "approximate"] = Field(
+        "exact", description="how neighbours are found; approximate logs its recall"
+    )
+    index: Literal["ivf", "hnsw"] = Field("ivf", description="search=approximate: k-means cells, or a graph (CPU)")
+    effort: Count = Field(0, description="search=approximate: cells looked into, or efSearch; 0: chosen")
+    backend: Literal["auto", "faiss", "torch"] = Field("auto", description="search=exact: whose products")
+    block_rows: Positive = Field(4096, description="rows whose neighbours are looked for at a time")
+    shards: Positive = Field(1, description="actors that look for neighbours side by side (scale.shard_cpus, _gpus)")
+    overlap: bool = Field(
+        False, description="relate while the epoch trains: labels are one epoch old (a change of method)"
+    )
+
+    def options(self) -> dict[str, Any]:
+        """The keywords of `relate`; when it is called, and so `overlap`, is the matter of `learning.fit.fit`."""
+        return {name: value for name, value in super().options().items() if name != "overlap"}
 
 
 class EncoderSection(Section):
@@ -152,7 +187,9 @@ class Scale(Crew):
     stream_cpus: float = Field(0.5, gt=0, description="CPUs of one Ray Data task")
     relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the relation actor")
     relation_gpus: float = Field(0, ge=0, description="GPUs reserved by the relation actor")
-    relation_threads: Positive = Field(1, description="threads of the relation actor")
+    relation_threads: Positive = Field(1, description="threads of the relation actor, and of each shard")
+    shard_cpus: float = Field(1, ge=0, description="CPUs reserved by each of relations.shards, from two on")
+    shard_gpus: float = Field(0, ge=0, description="GPUs reserved by each of relations.shards, from two on")
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without end")
 
 
@@ -225,6 +262,13 @@ class TrainConfig(Section):
             f"k2={self.relations.k2}, k1={self.relations.k1}",
             "lower relations.k2",
         )
+        relations = self.relations
+        _refuse_unless(
+            relations.shards == 1 or (relations.search == "exact" and not relations.camera_aware),
+            "relations.shards of 1 with an approximate search or camera_aware: index and lists are made in one place",
+            f"shards={relations.shards}, search={relations.search}, camera_aware={relations.camera_aware}",
+            "set relations.shards=1",
+        )
         gpus = self.scale.worker_gpus
         _refuse_unless(
             gpus == int(gpus) or (gpus < 1 and self.scale.workers == 1),
@@ -251,7 +295,7 @@ class TrainConfig(Section):
         """The settings that decide what is learnt: a run can be resumed only with the same ones."""
         apart: tuple[str, ...] = ("scale.", "tracking.", "runs", "name", "epochs", "data.root", "data.cache", "eval_")
         # Neighbour tables do not depend on who finds them, nor what is learnt on where the first weights lay.
-        apart += ("relations.backend", "relations.block_rows", "encoder.weights")
+        apart += ("relations.backend", "relations.block_rows", "relations.shards", "encoder.weights")
         recipe = {name: value for name, value in self.flat().items() if not name.startswith(apart)}
         recipe["encoder.weights"] = Path(self.encoder.weights).name if self.encoder.weights else None
         if not self.encoder.bn_group:

@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Int64
+from numpy import ndarray
 from torch import Tensor, nn
 
 from gracl.images.batches import MappedBatches
@@ -53,6 +55,7 @@ class DirectRelator:
     Args:
         images: images of the train split.
         query, gallery: who is on the images of these splits; None where nothing is judged.
+        cameras: who took each image of the train split; None where nobody asks.
         options: of `relations.relate.relate`.
     """
 
@@ -62,13 +65,16 @@ class DirectRelator:
         *,
         query: Identities | None = None,
         gallery: Identities | None = None,
+        cameras: Int64[ndarray, "images"] | None = None,
         **options: Any,
     ) -> None:
+        self._cameras = cameras
         self._images, self._query, self._gallery, self._options = images, query, gallery, options
 
     def relate(self, epoch: int, part: FeatureTable) -> Assignment:
         """Labels and proxies from the one part there is."""
-        return relate(FeatureTable.gather([part], self._images), epoch=epoch, **self._options)
+        features = FeatureTable.gather([part], self._images)
+        return relate(features, epoch=epoch, cameras=self._cameras, **self._options)
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
         """mAP and CMC of the one part there is."""
@@ -114,7 +120,7 @@ def fit(
         views, sampling, relations: options of `train_view`, `identity_plan` and `relate`.
         camera_balanced: companions from other cameras where possible.
         relator: who makes labels and proxies; default: `relate` on the features of the train split.
-        options: `epochs`, `eval_every`, `eval_untrained`, `precision`, `clip_norm` of `learning.fit.fit`.
+        options: `epochs`, `eval_every`, `eval_untrained`, `precision`, `clip_norm`, `overlap` of `learning.fit.fit`.
 
     Returns:
         The state after the last epoch.
@@ -131,13 +137,15 @@ def fit(
         seed=seed,
         threads=decode_threads,
     )
+    aware = (relations or {}).get("camera_aware", False)
+    cameras = train.camera_ids() if camera_balanced or aware else None
     relator = relator or DirectRelator(
         len(train),
         query=stores[splits.query].identities() if splits.query else None,
         gallery=stores[splits.gallery].identities() if splits.gallery else None,
+        cameras=cameras,
         **(relations or {}),
     )
-    cameras = train.camera_ids() if camera_balanced else None
     return fit_ports(
         state,
         encoder=encoder,
@@ -147,7 +155,7 @@ def fit(
         relator=relator,
         ranks=OneRank(),
         planner=lambda epoch, labels: identity_plan(
-            labels, epoch=epoch, cameras=cameras, seed=seed, **(sampling or {})
+            labels, epoch=epoch, cameras=cameras if camera_balanced else None, seed=seed, **(sampling or {})
         ),
         rate=rate,
         reporter=reporter,

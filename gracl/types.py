@@ -93,11 +93,14 @@ class FeatureTable:
     """Unit feature rows and the index of the image each belongs to, in any order."""
 
     indices: Int64[ndarray, "rows"]
-    features: Float32[ndarray, "rows dim"]
+    features: Feature[ndarray, "rows dim"]
 
     @staticmethod
-    def gather(parts: Iterable["FeatureTable"], images: int) -> Float32[ndarray, "images dim"]:
-        """Puts the parts of all ranks in order of index; every image must be there exactly once."""
+    def gather(parts: Iterable["FeatureTable"], images: int) -> Feature[ndarray, "images dim"]:
+        """Puts the parts of all ranks in order of index; every image must be there exactly once.
+
+        Parts of float16 give a table of float16.
+        """
         parts = [part for part in parts if len(part.indices)]
         counts = np.zeros(images, np.int64)
         for part in parts:
@@ -119,7 +122,7 @@ class FeatureTable:
                     "a rank died or two scans overlapped: rerun the epoch, or check manifest.json",
                 )
             )
-        table = np.empty((images, parts[0].features.shape[1]), np.float32)
+        table = np.empty((images, parts[0].features.shape[1]), parts[0].features.dtype)
         for part in parts:
             table[part.indices] = part.features
         return table

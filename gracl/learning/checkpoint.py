@@ -1,7 +1,8 @@
 """What a run leaves at an epoch's end: written whole or not at all, read back or refused.
 
 An epoch depends on weights, optimizer and epoch number alone (architecture.md 5.11), so that is what is saved. Banks,
-labels and generators are not: the next epoch makes its own.
+labels and generators are not: the next epoch makes its own. Only where labels are one epoch old
+(docs/decisions/0012-overlap) are those saved which the next epoch will learn.
 """
 
 import os
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from gracl.errors import CheckpointError, expected
 from gracl.learning.encoder import Encoder, build_encoder, load_exactly
+from gracl.types import NOISE, Assignment, Proxies
 
 STATE_FILE = "state.pt"
-SCHEMA = 1
+SCHEMA = 2
 ABSENT = "absent"
 
 
@@ -37,6 +39,7 @@ class TrainState:
         encoder: `Encoder.options`.
         view: {"height": pixels, "width": pixels} of the images the encoder was trained on.
         history: the figures of every epoch completed, by name.
+        assignment: what the next epoch learns, made of the scan of the last one; None where it makes its own.
     """
 
     epoch: int
@@ -48,6 +51,7 @@ class TrainState:
     encoder: dict[str, Any]
     view: dict[str, int]
     history: list[dict[str, float]] = field(default_factory=list)
+    assignment: Assignment | None = None
 
     @staticmethod
     def fresh(encoder: Encoder, recipe: Mapping[str, object], *, height: int, width: int) -> "TrainState":
@@ -56,13 +60,20 @@ class TrainState:
         return TrainState(0, {}, {}, None, None, dict(recipe), dict(encoder.options), view)
 
     def after(
-        self, figures: dict[str, float], *, encoder: Encoder, optimizer: torch.optim.Optimizer, score: str = "val/mAP"
+        self,
+        figures: dict[str, float],
+        *,
+        encoder: Encoder,
+        optimizer: torch.optim.Optimizer,
+        assignment: Assignment | None = None,
+        score: str = "val/mAP",
     ) -> "TrainState":
         """The state one epoch later. The tensors are those of encoder and optimizer, not copies: save before they move.
 
         Args:
             figures: the epoch's, by name; `score`, where it is among them, decides whether it is the best. Of equal
                 ones the later is, as Ray Train has it, which keeps the best checkpoint.
+            assignment: what the next epoch is to learn, where that is decided already.
         """
         epoch, best, best_epoch = self.epoch + 1, self.best, self.best_epoch
         if score in figures and (best is None or figures[score] >= best):
@@ -75,6 +86,7 @@ class TrainState:
             best=best,
             best_epoch=best_epoch,
             history=[*self.history, figures],
+            assignment=assignment,
         )
 
 
@@ -87,6 +99,7 @@ def save_state(state: TrainState, folder: str | Path) -> Path:
         CheckpointError: a value that is not plain, which could be written but never be read back without running code.
     """
     payload = {"schema": SCHEMA} | {name.name: getattr(state, name.name) for name in fields(state)}
+    payload["assignment"] = _pack(state.assignment)
     _check_plain(payload, "state")
     Path(folder).mkdir(parents=True, exist_ok=True)
     target = Path(folder) / STATE_FILE
@@ -106,19 +119,20 @@ def load_state(folder: str | Path) -> TrainState:
     """Reads what `save_state` wrote, onto the CPU; takes the folder or the file. No code in the file is run.
 
     Raises:
-        CheckpointError: missing, torn, or of another schema.
+        CheckpointError: missing, torn, or of a schema that is neither ours nor 1, which knew no assignment.
     """
     path = Path(folder) / STATE_FILE if Path(folder).is_dir() else Path(folder)
     if not path.is_file():
         raise CheckpointError(expected(f"a checkpoint at {path}", "no such file", "check the path or start a new run"))
-    payload = _read(path)
+    payload = _in_our_schema(_read(path))
     names = [name.name for name in fields(TrainState)]
     if not isinstance(payload, dict) or payload.get("schema") != SCHEMA or {*payload} != {"schema", *names}:
         came = f"schema {payload.get('schema')}" if isinstance(payload, dict) else type(payload).__name__
         raise CheckpointError(
             expected(f"a gracl checkpoint of schema {SCHEMA} at {path}", came, "use the version of gracl that wrote it")
         )
-    return TrainState(**{name: payload[name] for name in names})
+    values = {name: payload[name] for name in names}
+    return TrainState(**values | {"assignment": _unpack(payload["assignment"], path)})
 
 
 def check_recipe(saved: dict[str, object], wanted: dict[str, object], *, ignore: tuple[str, ...] = ()) -> None:
@@ -178,6 +192,63 @@ def _read(path: Path) -> object:
                 "resume from an older checkpoint or start a new run",
             )
         ) from error
+
+
+def _in_our_schema(payload: object) -> object:
+    """A payload of schema 1 as one of schema 2; others as they are."""
+    if isinstance(payload, dict) and payload.get("schema") == 1 and "assignment" not in payload:
+        return payload | {"schema": SCHEMA, "assignment": None}
+    return payload
+
+
+def _pack(assignment: Assignment | None) -> dict[str, Any] | None:
+    """An assignment as plain values, arrays as tensors."""
+    if assignment is None:
+        return None
+    proxies = {name.name: torch.tensor(getattr(assignment.proxies, name.name)) for name in fields(Proxies)}
+    labels = torch.tensor(assignment.labels)
+    return {"epoch": assignment.epoch, "labels": labels, "proxies": proxies, "stats": dict(assignment.stats)}
+
+
+def _unpack(packed: Any, path: Path) -> Assignment | None:
+    """What `_pack` made of an assignment, as one again.
+
+    Raises:
+        CheckpointError: parts that are missing, of another kind, or do not belong together.
+    """
+    if packed is None:
+        return None
+    try:
+        proxies = Proxies(**{name: tensor.numpy() for name, tensor in packed["proxies"].items()})
+        assignment = Assignment(packed["epoch"], packed["labels"].numpy(), proxies, packed["stats"])
+        whole = _is_whole(assignment)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise CheckpointError(
+            expected(
+                f"a whole assignment at {path}",
+                "labels and proxies that do not belong together",
+                "resume from an older checkpoint or start a new run",
+            )
+        )
+    return assignment
+
+
+def _is_whole(assignment: Assignment) -> bool:
+    """Whether labels, proxies and the images that they are belong together."""
+    labels, proxies = assignment.labels, assignment.proxies
+    clusters, dim = proxies.inter.shape
+    tables = [proxies.inter, proxies.intra, proxies.cluster_sums]
+    images = [proxies.inter_image, proxies.intra_image]
+    return bool(
+        all((table.dtype.name, table.shape) == ("float32", (clusters, dim)) for table in tables)
+        and all((image.dtype.name, image.shape) == ("int64", (clusters,)) for image in images)
+        and (labels.dtype.name, labels.ndim) == ("int64", 1)
+        and labels.min() >= NOISE
+        and labels.max() == clusters - 1
+        and all(image.min() >= 0 and image.max() < len(labels) for image in images)
+    )
 
 
 def _check_plain(value: object, place: str) -> None:

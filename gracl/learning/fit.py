@@ -2,13 +2,15 @@
 
 An epoch of GRACL is four lines: scan the images into features, relate the features into labels and proxies, plan which
 image is learnt when, pick and train. They are written here once; `gracl.local` and `gracl.runtime` bring the ports.
-An epoch starts from weights, optimizer and epoch number alone, so a crash costs at most the epoch under way.
+An epoch starts from weights, optimizer and epoch number alone (with `overlap` also from the assignment that is one
+epoch old), so a crash costs at most the epoch under way.
 """
 
 import math
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -46,10 +48,10 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Relator(Protocol):
-    """Where the whole set meets. Each call waits until all ranks have handed in their part."""
+    """Where the whole set meets. Each call waits until all ranks have handed in their part; one call at a time."""
 
     def relate(self, epoch: int, part: FeatureTable) -> Assignment:
-        """Labels and proxies of the train split."""
+        """Labels and proxies of the train split; with `overlap` called in a thread of its own."""
         ...
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
@@ -114,6 +116,7 @@ def fit(
     eval_untrained: bool = True,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     clip_norm: float = 0.0,
+    overlap: bool = False,
 ) -> TrainState:
     """Trains from `state` (whose weights are loaded here when it has seen an epoch) until `epochs` are done.
 
@@ -127,13 +130,16 @@ def fit(
         progress: called with (phase, done, total) as work goes on.
         epochs: epochs in all.
         eval_every: epochs between evaluations; the last is always judged.
+        overlap: relate while the epoch trains, on the labels of the scan one epoch before (docs/decisions/0012). Where
+            there is none (the first epoch; the first of a run that was done and is made longer) the epoch relates
+            first and waits, as without it. The last epoch makes neither scan nor relation: both phases took 0 seconds.
 
     Returns:
         The state after the last epoch.
 
     Raises:
         NonFiniteLoss: on all ranks, before any of them takes the step.
-        ClusteringCollapsed: from the relator.
+        ClusteringCollapsed: from the relator; with `overlap` after the training that went on meanwhile.
     """
     device = next(encoder.parameters()).device
     casting = autocast(device, precision)
@@ -155,9 +161,12 @@ def fit(
     for epoch in range(state.epoch, epochs):
         clock = clock.next()
         set_rate(optimizer, rate(epoch))
-        part = describe(splits.train, "scan")
-        clock.lap("scan")
-        assignment = relator.relate(epoch, part)
+        assignment, answer = state.assignment if overlap else None, None
+        if assignment is None or epoch + 1 < epochs:  # else nobody would learn from it
+            part = describe(splits.train, "scan")
+            clock.lap("scan")
+            answer = ask(relator, epoch, part, wait=assignment is None)
+            assignment = assignment or answer.result()
         clock.lap("relate")
         plan = planner(epoch, assignment.labels)
         criterion.begin_epoch(assignment, device)
@@ -175,13 +184,31 @@ def fit(
         )
         ranks.share_buffers(encoder)
         clock.lap("train")
+        pending = answer.result() if answer and overlap else None
+        clock.lap("relate")
         retrieval = judge(epoch + 1) if judged and ((epoch + 1) % eval_every == 0 or epoch + 1 == epochs) else None
         clock.lap("judge")
         report = describe_epoch(epoch, losses, assignment, plan, clock, retrieval, untrained)
-        state = state.after(report.metrics(), encoder=encoder, optimizer=optimizer)
+        state = state.after(report.metrics(), encoder=encoder, optimizer=optimizer, assignment=pending)
         reporter(report, state)
         untrained = None
     return state
+
+
+def ask(relator: Relator, epoch: int, part: FeatureTable, *, wait: bool) -> "Future[Assignment]":
+    """The relation of a scan: there when this returns, or (without `wait`) under way in a thread of its own.
+
+    The thread ends with its answer, whether anybody still waits for it or not: after an error in the training nobody
+    does but Python, at its own end (a daemon would be killed there in the midst of compiled code, and abort).
+    """
+    if wait:
+        answer: Future[Assignment] = Future()
+        answer.set_result(relator.relate(epoch, part))
+        return answer
+    thread = ThreadPoolExecutor(1, thread_name_prefix=f"relate-{epoch}")
+    answer = thread.submit(relator.relate, epoch, part)
+    thread.shutdown(wait=False)
+    return answer
 
 
 def train_epoch(
@@ -286,11 +313,15 @@ def watched(progress: Progress, phase: str, images: int, ranks: int) -> Callable
 
 
 class Clock:
-    """Seconds by phase of one epoch. What was spent on reporting the epoch before it is this epoch's phase `keep`."""
+    """Seconds by phase of one epoch, 0 for a phase that did not take place.
+
+    What was spent on reporting the epoch before it is this epoch's phase `keep`; `relate` is the waiting for labels,
+    before the training or (with `overlap`) after it.
+    """
 
     def __init__(self) -> None:
         self.started = self.last = time.perf_counter()
-        self.seconds: dict[str, float] = {}
+        self.seconds = dict.fromkeys(("keep", "scan", "relate", "plan", "train", "judge", "epoch"), 0.0)
 
     def next(self) -> "Clock":
         """The clock of the next epoch, which begins where the last lap of this one ended."""
@@ -300,10 +331,10 @@ class Clock:
         return clock
 
     def lap(self, phase: str) -> None:
-        """Everything since the last lap belongs to `phase`."""
+        """Everything since the last lap belongs to `phase`, beside what belongs to it already."""
         now = time.perf_counter()
-        self.seconds[phase], self.last = now - self.last, now
-        self.seconds["epoch"] = now - self.started
+        self.seconds[phase] += now - self.last
+        self.last, self.seconds["epoch"] = now, now - self.started
 
 
 def describe_epoch(
@@ -315,7 +346,11 @@ def describe_epoch(
     retrieval: RetrievalReport | None,
     untrained: RetrievalReport | None,
 ) -> EpochReport:
-    """The report of an epoch from what its four lines returned."""
+    """The report of an epoch from what its four lines returned.
+
+    All that it says of labels is said of those that were learnt. `cluster/label_age` is the epochs between their scan
+    and this epoch: 0, or 1 where the relation went on meanwhile (their `cluster/*_s` then are the scan's, not ours).
+    """
     loss, inter, intra = losses.tolist()
     return EpochReport(
         epoch=epoch,
@@ -326,7 +361,7 @@ def describe_epoch(
         noise_fraction=float((assignment.labels < 0).mean()),
         images_per_second=plan.tickets.size / clock.seconds["train"],
         seconds=clock.seconds,
-        stats=assignment.stats,
+        stats=assignment.stats | {"label_age": float(epoch - assignment.epoch)},
         checksums={"labels": zlib.crc32(assignment.labels.tobytes()), "plan": zlib.crc32(plan.tickets.tobytes())},
         retrieval=retrieval,
         untrained=untrained,

@@ -33,14 +33,22 @@ def dbscan(distance: csr_array, *, eps: float = 0.6, min_samples: int = 4) -> In
         raise ConfigError(
             expected("0 < eps < 1 and min_samples >= 1", f"{eps} and {min_samples}", "the usual values are 0.6 and 4")
         )
-    rows = distance.shape[0]
-    if distance.shape != (rows, rows):
-        raise GraclError(expected("a square distance matrix", distance.shape, "make it with jaccard_distance"))
+    check_square(distance)
     bound = distance.dtype.type(eps)
     graph = distance.indptr, distance.indices, distance.data
     core = _cores(*graph, bound, min_samples)
     clusters = _join_border(*graph, bound, core, _components(*graph, bound, core))
-    return np.asarray(_number(clusters))
+    return np.asarray(numbered(clusters))
+
+
+def check_square(distance: csr_array) -> None:
+    """Refuses a table that is not one of distances among rows.
+
+    Raises:
+        GraclError: it is not square.
+    """
+    if distance.ndim != 2 or distance.shape[0] != distance.shape[1]:
+        raise GraclError(expected("a square distance matrix", distance.shape, "make it with jaccard_distance"))
 
 
 @compiled
@@ -59,8 +67,8 @@ def _cores(starts, ids, values, eps, min_samples):
 
 @compiled
 @typing.no_type_check
-def _root(parents, row):
-    """The lowest row of the set that `row` is in, shortening the way there."""
+def root(parents, row):
+    """The row that stands for the set of `row` in a union-find, shortening the way there. Only for compiled kernels."""
     while parents[row] != row:
         parents[row] = parents[parents[row]]
         row = parents[row]
@@ -78,10 +86,10 @@ def _components(starts, ids, values, eps, core):
             continue
         for p in range(starts[row], starts[row + 1]):
             if ids[p] < row and core[ids[p]] and values[p] <= eps:
-                a, b = _root(parents, row), _root(parents, ids[p])
+                a, b = root(parents, row), root(parents, ids[p])
                 parents[max(a, b)] = min(a, b)
     for row in range(rows):
-        parents[row] = _root(parents, row)
+        parents[row] = root(parents, row)
     return parents
 
 
@@ -104,8 +112,8 @@ def _join_border(starts, ids, values, eps, core, roots):
 
 @compiled
 @typing.no_type_check
-def _number(clusters):
-    """The clusters' numbers replaced by 0, 1, ... in order of first member."""
+def numbered(clusters):
+    """Cluster numbers, int64 [rows] below rows, replaced by 0, 1, ... in order of first member; -1 stays."""
     numbers = np.full(clusters.size, NOISE, np.int64)
     labels = np.full(clusters.size, NOISE, np.int64)
     count = 0

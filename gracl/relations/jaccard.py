@@ -8,14 +8,13 @@ a neighbour, never with N x N.
 import typing
 
 import numpy as np
-from jaxtyping import Float32
 from numpy import ndarray
 from scipy.sparse import csr_array
 
 from gracl.errors import ConfigError, GraclError, expected
-from gracl.kernels import Progress, compiled, dot, over_rows
-from gracl.relations.lists import grown, invert, join, mirror
-from gracl.types import Neighbors
+from gracl.kernels import Progress, compiled, dot, over_rows, readable
+from gracl.relations.lists import Inverted, Lists, grown, invert, join, mirror
+from gracl.types import Feature, Neighbors
 
 _FULL, _HALF = 1, 2
 # How far the squared length of a row may be from 1.
@@ -24,7 +23,7 @@ _LENGTH = 3e-3
 
 def jaccard_distance(
     neighbors: Neighbors,
-    features: Float32[ndarray, "rows dim"],
+    features: Feature[ndarray, "rows dim"],
     *,
     k1: int = 30,
     k2: int = 6,
@@ -34,6 +33,33 @@ def jaccard_distance(
 ) -> csr_array:
     """Jaccard distance of the weighted k-reciprocal sets, for the pairs where it is below 1.
 
+    Args:
+        neighbors, features, k1, k2: see `reciprocal_weights`.
+        limit, progress: see `shared_distance`.
+        threads: 0 takes torch's number. The result does not depend on it.
+
+    Returns:
+        See `shared_distance`.
+
+    Raises:
+        ConfigError: options out of range.
+        GraclError: a table that does not belong to the features, or is too short.
+    """
+    _check_limit(limit)
+    weights = reciprocal_weights(neighbors, features, k1=k1, k2=k2, threads=threads)
+    return shared_distance(weights, invert(weights), limit=limit, threads=threads, progress=progress)
+
+
+def reciprocal_weights(
+    neighbors: Neighbors,
+    features: Feature[ndarray, "rows dim"],
+    *,
+    k1: int = 30,
+    k2: int = 6,
+    threads: int = 0,
+) -> Lists:
+    """The k-reciprocal set of every row with a weight for each member; the weights of a row sum to 1.
+
     Sets are as in the reference implementations of this family: the full set looks at k1 neighbours, itself counted,
     the half set at round(k1/2) + 1 (peers.md 7a). Lists shorter than that, for want of rows, are taken as they are.
 
@@ -42,35 +68,53 @@ def jaccard_distance(
         features: the unit rows they were found among, for the few similarities that the table lacks.
         k1: neighbours of the k-reciprocal sets, the row itself counted, >= 1.
         k2: nearest rows whose weights are averaged, the row itself counted, 1..k1; 1 leaves the weights as they are.
+        threads: 0 takes torch's number. The result does not depend on it.
+
+    Raises:
+        ConfigError: options out of range.
+        GraclError: a table that does not belong to the features, or is too short.
+    """
+    _check(neighbors, features, k1, k2)
+    rows = len(features)
+    table = np.ascontiguousarray(neighbors.indices[:, :k1])
+    near = np.ascontiguousarray(neighbors.similarities[:, :k1])
+    half = min(round(k1 / 2) + 1, k1)
+    read = readable(features)
+    mutual = np.empty(table.shape, np.uint8)
+    over_rows(lambda start, stop: _mutual(table, half, start, stop, mutual), rows, threads=threads)
+    weights = join(over_rows(lambda start, stop: _weigh(table, near, mutual, read, start, stop), rows, threads=threads))
+    if k2 == 1:
+        return weights
+    return join(over_rows(lambda start, stop: _average(table, k2, *weights, start, stop), rows, threads=threads))
+
+
+def shared_distance(
+    weights: Lists,
+    inverted: Inverted,
+    *,
+    limit: float = 1.0,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> csr_array:
+    """1 - m / (2 - m) for every pair of rows that share a member; m is the sum of the smaller weights.
+
+    Args:
+        weights: sets whose weights sum to 1.
+        inverted: who holds what in `weights`.
         limit: distances above it are left out. At the eps of the clustering nothing is lost for it, and memory is
             about that of the neighbour table.
         threads: 0 takes torch's number. The result does not depend on it.
-        progress: called with (rows done, rows) of the last and longest step.
+        progress: called with (rows done, rows).
 
     Returns:
         A float32 csr_array [rows, rows], exactly symmetric, in [0, 1], ids ascending in a row. What is not stored is
         at distance 1 (or above `limit`); zeros are stored: the diagonal, and pairs with the same weights.
 
     Raises:
-        ConfigError: options out of range.
-        GraclError: a table that does not belong to the features, or is too short.
+        ConfigError: a limit out of range.
     """
-    _check(neighbors, features, k1, k2, limit)
-    rows = len(features)
-    table = np.ascontiguousarray(neighbors.indices[:, :k1])
-    near = np.ascontiguousarray(neighbors.similarities[:, :k1])
-    half = min(round(k1 / 2) + 1, k1)
-    features = np.ascontiguousarray(features)
-    mutual = np.empty(table.shape, np.uint8)
-    over_rows(lambda start, stop: _mutual(table, half, start, stop, mutual), rows, threads=threads)
-    weights = join(
-        over_rows(lambda start, stop: _weigh(table, near, mutual, features, start, stop), rows, threads=threads)
-    )
-    if k2 > 1:
-        first = weights
-        weights = join(over_rows(lambda start, stop: _average(table, k2, *first, start, stop), rows, threads=threads))
-    inverted = invert(*weights, rows)
-    bound = np.float32(limit)
+    _check_limit(limit)
+    rows, bound = len(weights.starts) - 1, np.float32(limit)
     upper = join(
         over_rows(
             lambda start, stop: _share(*weights, *inverted, bound, start, stop),
@@ -83,12 +127,10 @@ def jaccard_distance(
     return csr_array((values, ids, starts), shape=(rows, rows))
 
 
-def _check(neighbors: Neighbors, features: Float32[ndarray, "rows dim"], k1: int, k2: int, limit: float) -> None:
+def _check(neighbors: Neighbors, features: Feature[ndarray, "rows dim"], k1: int, k2: int) -> None:
     """Refuses what would be silently something else: short lists, k2 beyond k1, indices out of range."""
-    if not 1 <= k2 <= k1 or not 0 < limit <= 1:
-        raise ConfigError(
-            expected("1 <= k2 <= k1 and 0 < limit <= 1", f"k1={k1}, k2={k2}, limit={limit}", "lower k2 or raise k1")
-        )
+    if not 1 <= k2 <= k1:
+        raise ConfigError(expected("1 <= k2 <= k1", f"k1={k1}, k2={k2}", "lower k2 or raise k1"))
     indices, rows = neighbors.indices, len(features)
     if len(indices) != rows or (rows and indices.shape[1] < min(k1, rows)):
         raise GraclError(
@@ -104,6 +146,11 @@ def _check(neighbors: Neighbors, features: Float32[ndarray, "rows dim"], k1: int
         raise GraclError(
             expected(f"rows 0..{rows - 1}, each first in its own list", "something else", "use similarity.nearest")
         )
+
+
+def _check_limit(limit: float) -> None:
+    if not 0 < limit <= 1:
+        raise ConfigError(expected("0 < limit <= 1", limit, "use the eps of the clustering, or 1 for all distances"))
 
 
 @compiled
@@ -159,7 +206,7 @@ def _weigh(table, near, mutual, features, start, stop):
                 j = table[member, place]
                 if mutual[member, place] & _HALF and added[j] != row:
                     added[j] = row
-                    ids[end], values[end] = j, dot(features[row], features[j])
+                    ids[end], values[end] = j, _similarity(table, near, features, row, j)
                     end += 1
         total = 0.0
         for p in range(begin, end):
@@ -170,6 +217,16 @@ def _weigh(table, near, mutual, features, start, stop):
             values[p] = values[p] / total
         lengths[row - start] = end - begin
     return lengths, ids[:end].copy(), values[:end].copy()
+
+
+@compiled
+@typing.no_type_check
+def _similarity(table, near, features, row, other):
+    """The similarity of two rows: from the other's list where the row is in it (a tenth of the cost), else computed."""
+    for place in range(table.shape[1]):
+        if table[other, place] == row:
+            return near[other, place]
+    return np.float32(dot(features[row], features[other]))
 
 
 @compiled
@@ -211,7 +268,7 @@ def _share(starts, ids, values, heads, holders, weights, places, limit, start, s
         count = 0
         for p in range(starts[row], starts[row + 1]):
             # An inverted list ascends, so from the row's own place on come the later rows only.
-            for q in range(places[p], heads[ids[p] + 1]):
+            for q in range(heads[ids[p]] + places[p], heads[ids[p] + 1]):
                 other = holders[q]
                 if shared[other] == 0.0:
                     met[count] = other

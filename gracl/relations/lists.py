@@ -18,6 +18,18 @@ class Lists(NamedTuple):
     values: Float32[ndarray, "entries"]
 
 
+class Inverted(NamedTuple):
+    """For every id the rows that hold it, ascending: `holders[heads[id]:heads[id + 1]]`, with the weight of each.
+
+    `places` stands beside the entries of the lists that were inverted: how far down its id's holders an entry went.
+    """
+
+    heads: Int64[ndarray, "rows_and_one"]
+    holders: Int32[ndarray, "entries"]
+    weights: Float32[ndarray, "entries"]
+    places: Int32[ndarray, "entries"]
+
+
 def join(parts: list[tuple[ndarray, ndarray, ndarray]]) -> Lists:
     """The lists of all runs of rows as one."""
     if not parts:
@@ -39,10 +51,15 @@ def grown(ids, values, needed):
     return more_ids, more_values
 
 
+def invert(lists: Lists) -> Inverted:
+    """Who holds what."""
+    return Inverted(*_invert(*lists))
+
+
 @compiled
 @typing.no_type_check
-def invert(starts, ids, values, rows):
-    """For every id the rows that hold it, ascending, with their weight; and where each entry went."""
+def _invert(starts, ids, values):
+    rows = starts.size - 1
     heads = np.zeros(rows + 1, np.int64)
     for p in range(ids.size):
         heads[ids[p] + 1] += 1
@@ -50,12 +67,12 @@ def invert(starts, ids, values, rows):
         heads[i + 1] += heads[i]
     free = heads[:-1].copy()
     holders, weights = np.empty(ids.size, np.int32), np.empty(ids.size, np.float32)
-    places = np.empty(ids.size, np.int64)
+    places = np.empty(ids.size, np.int32)
     for row in range(rows):
         for p in range(starts[row], starts[row + 1]):
             q = free[ids[p]]
             free[ids[p]] = q + 1
-            holders[q], weights[q], places[p] = row, values[p], q
+            holders[q], weights[q], places[p] = row, values[p], q - heads[ids[p]]
     return heads, holders, weights, places
 
 

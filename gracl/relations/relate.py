@@ -1,172 +1,223 @@
-"""Features into labels and proxies: the four steps of the relations in order, checked before and timed.
+"""Features into labels and proxies: the steps of the relations in order, checked before and measured.
 
-nearest neighbours -> k-reciprocal Jaccard distance -> DBSCAN -> proxies.
+nearest neighbours -> weighted reciprocal sets -> Jaccard distance -> clusters -> proxies -> figures.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 from numpy import ndarray
+from scipy.sparse import csr_array
 
-from gracl.errors import ClusteringCollapsed, ConfigError, GraclError, expected
-from gracl.relations.clusters import dbscan
-from gracl.relations.jaccard import jaccard_distance
-from gracl.relations.proxies import centrality_ranks, cluster_sizes, mine_proxies
-from gracl.similarity import Backend, Device, nearest
-from gracl.types import NOISE, Assignment, Proxies
+from gracl.measuring import phase
+from gracl.relations.cameras import camera_neighbors, camera_weights
+from gracl.relations.checks import check_cameras, check_clusters, check_features, check_settings
+from gracl.relations.clustering import Clustering, cluster
+from gracl.relations.diagnostics import describe, silhouette
+from gracl.relations.jaccard import reciprocal_weights, shared_distance
+from gracl.relations.lists import Lists, invert
+from gracl.relations.proxies import mine_proxies
+from gracl.relations.rules import InterRule, IntraRule, check_rules
+from gracl.similarity import Backend, Device, Index, Options, Search, Searcher, merged, resolve, shares
+from gracl.types import Assignment, Feature, Neighbors
 
 Progress = Callable[[str, int, int], None]
+_NO_GRAPH = csr_array(np.zeros((0, 0), np.float32))
+# The whole graph is asked for only where the clustering looks beyond eps.
+_WHOLE: tuple[Clustering, ...] = ("hdbscan",)
 
-_LENGTH = 1e-3
+
+@runtime_checkable
+class Find(Protocol):
+    """Who makes the neighbour table: the shares of the rows one after the other here, or side by side on a cluster."""
+
+    def __call__(
+        self,
+        features: Feature[ndarray, "images dim"],
+        k: int,
+        *,
+        parts: int,
+        progress: Callable[[int, int], None],
+        **options: Any,
+    ) -> Neighbors:
+        """The k nearest rows of every row, made in `parts` shares; `options` are those of `similarity.nearest`."""
+        ...
+
+
+def find_here(
+    features: Feature[ndarray, "images dim"],
+    k: int,
+    *,
+    parts: int,
+    progress: Callable[[int, int], None],
+    **options: Any,
+) -> Neighbors:
+    """The shares one after the other in this process."""
+    searcher, found = Searcher(features, **options), []
+    for first, last in shares(len(features), parts):
+        told = partial(_shifted, progress, first, len(features))
+        found.append(searcher.nearest(k, rows=(first, last), progress=told))
+    return merged(found)
+
+
+def _shifted(progress: Callable[[int, int], None], first: int, rows: int, done: int, _: int) -> None:
+    progress(first + done, rows)
 
 
 def relate(
-    features: Float32[ndarray, "images dim"],
+    features: Feature[ndarray, "images dim"],
     *,
     epoch: int = 0,
+    cameras: Int64[ndarray, "images"] | None = None,
     k1: int = 30,
     k2: int = 6,
+    camera_aware: bool = False,
+    k1_intra: int = 5,
+    k1_inter: int = 20,
+    k2_intra: int = 2,
+    k2_inter: int = 4,
+    clustering: Clustering = "dbscan",
     eps: float = 0.6,
     min_samples: int = 4,
+    min_cluster_size: int = 4,
+    inter_rule: InterRule = "mean",
+    intra_rule: IntraRule = "mean",
+    centroids: int = 10,
+    rule_temperature: float = 0.05,
+    precision: Literal["float32", "float16"] = "float32",
+    search: Search = "exact",
+    index: Index = "ivf",
+    effort: int = 0,
     backend: Backend = "auto",
     block_rows: int = 4096,
+    shards: int = 1,
     threads: int = 0,
     device: Device = "auto",
+    find: Find = find_here,
     progress: Progress | None = None,
 ) -> Assignment:
     """What one epoch believes of all images: a label for each, and two proxies for each cluster (method.md 4.6).
 
+    Longer than our rule for functions because it names every choice there is.
+
     Args:
-        features: unit rows in order of index, float32.
+        features: unit rows in order of index, float32 or float16, in memory or memory-mapped.
         epoch: written into the assignment.
-        k1, k2: see `jaccard_distance`; with fewer images than k1 every image is everybody's neighbour.
-        eps, min_samples: see `dbscan`.
-        backend, block_rows, device: see `similarity.nearest`.
+        cameras: who took each image; for `camera_aware`, and for the figures of cameras where they are known.
+        k1, k2: see `reciprocal_weights`.
+        camera_aware, k1_intra, k1_inter, k2_intra, k2_inter: lists by camera instead of k1 and k2, see
+            `cameras.camera_weights`.
+        clustering, eps, min_samples, min_cluster_size: see `clustering.cluster`.
+        inter_rule, intra_rule, centroids, rule_temperature: see `mine_proxies`.
+        precision: float16 rounds the features first: half the memory, and half the bytes on a network.
+        search, index, effort, backend, block_rows, device: see `similarity.nearest`.
+        shards: shares of the rows whose neighbours are looked for by themselves; the result does not depend on it.
         threads: CPU threads of all steps; 0 takes torch's number. Labels and proxies do not depend on it.
-        progress: called with (phase, done, rows); the phases are knn, jaccard, dbscan and proxies.
+        find: who looks for the neighbours.
+        progress: called with (phase, done, rows); the phases are knn, jaccard, cluster, proxies and figures
+            (weights, between the first two, tells nothing).
 
     Returns:
-        An assignment whose stats are `knn_s`, `jaccard_s`, `dbscan_s`, `proxies_s` (seconds), `noise_fraction`,
-        `size_min`, `size_median`, `size_max` (of the clusters), and the three numbers of method.md 4.4:
-        `mean_feature_norm` (of the clustered images; near 1: features share a direction), `proxies_coincide` (share
-        of clusters whose two proxies are one image), `inter_centrality_rank` (mean place of the inter proxy in its
-        cluster, 0 most central, 1 farthest; clusters of one left out).
+        An assignment whose stats are seconds and peak memory by phase (`knn_s`, `knn_peak_mb` ...), `knn_recall`,
+        `silhouette` (see `diagnostics.silhouette`; on the distances up to 1) and what `diagnostics.describe` tells.
 
     Raises:
         ConfigError: options out of range.
-        GraclError: features that are empty, not float32, not finite or not of unit length.
+        GraclError: features that are empty, of another dtype, not finite, not of unit length, or too many for memory.
         ClusteringCollapsed: fewer than two clusters.
     """
-    _check_options(k1, k2, eps, min_samples)
-    _check_features(features)
-    tell = progress or (lambda phase, done, rows: None)
+    searched: dict[str, Any] = {"search": search, "index": index, "effort": effort, "backend": backend}
+    searched |= {"block_rows": block_rows, "threads": threads, "device": device}
+    clustered: dict[str, Any] = {"clustering": clustering, "eps": eps, "min_samples": min_samples}
+    clustered |= {"min_cluster_size": min_cluster_size}
+    check_settings(k1, k2, eps, min_samples, shards, search, camera_aware)
+    check_rules(inter_rule, intra_rule, centroids, rule_temperature, block_rows)
+    resolve(Options(**searched))
+    cluster(_NO_GRAPH, **clustered)  # its options and packages are looked at all the same
+    check_cameras(cameras, len(features), camera_aware)
+    check_features(features, k1_intra + k1_inter if camera_aware else k1, threads)
+    features = features.astype(np.float16) if precision == "float16" else features
     rows, stats = len(features), dict[str, float]()
-    with _phase("knn", stats):
-        neighbors = nearest(
+    tell = progress or (lambda phase, done, rows: None)
+    table = None
+    if camera_aware and cameras is not None:
+        ks = {"k1_intra": k1_intra, "k1_inter": k1_inter, "k2_intra": k2_intra, "k2_inter": k2_inter}
+        weights = _by_camera(features, cameras, ks, stats, tell, searched)
+    else:
+        table, weights = _by_all(features, k1, k2, find, shards, stats, tell, searched)
+    with phase("jaccard", stats):
+        inverted = invert(weights)
+        # DBSCAN asks for nothing beyond eps, and what lies between eps and 1 is by far the most.
+        limit = 1.0 if clustering in _WHOLE else eps
+        distance = shared_distance(weights, inverted, limit=limit, threads=threads, progress=_telling(tell, "jaccard"))
+    with phase("cluster", stats):
+        labels = cluster(distance, **clustered)
+        del distance
+    tell("cluster", rows, rows)
+    check_clusters(labels, clustering, eps)
+    with phase("proxies", stats):
+        proxies = mine_proxies(
             features,
-            k1,
-            backend=backend,
+            labels,
+            inter_rule=inter_rule,
+            intra_rule=intra_rule,
+            centroids=centroids,
+            rule_temperature=rule_temperature,
+            neighbors=table if search == "exact" else None,
             block_rows=block_rows,
             threads=threads,
             device=device,
-            progress=lambda done, rows: tell("knn", done, rows),
         )
-    with _phase("jaccard", stats):
-        # DBSCAN asks for nothing beyond eps, and what lies between eps and 1 is by far the most.
-        distance = jaccard_distance(
-            neighbors,
-            features,
-            k1=k1,
-            k2=k2,
-            limit=eps,
-            threads=threads,
-            progress=lambda done, rows: tell("jaccard", done, rows),
-        )
-    with _phase("dbscan", stats):
-        labels = dbscan(distance, eps=eps, min_samples=min_samples)
-    tell("dbscan", rows, rows)
-    _check_clusters(labels, eps)
-    with _phase("proxies", stats):
-        proxies = mine_proxies(features, labels, threads=threads)
-        stats |= _diagnose(features, labels, proxies, threads)
     tell("proxies", rows, rows)
+    with phase("figures", stats):
+        stats["silhouette"] = silhouette(weights, inverted, labels, threads=threads)
+        stats |= describe(features, labels, proxies, cameras=cameras, threads=threads)
+    tell("figures", rows, rows)
     return Assignment(epoch=epoch, labels=labels, proxies=proxies, stats=stats)
 
 
-def _check_options(k1: int, k2: int, eps: float, min_samples: int) -> None:
-    """Refuses settings before any work; the other options are refused by `nearest`, which comes first."""
-    if not 1 <= k2 <= k1:
-        raise ConfigError(expected("1 <= k2 <= k1", f"k1={k1}, k2={k2}", "the usual values are k1=30 and k2=6"))
-    if not 0 < eps < 1:
-        raise ConfigError(expected("0 < eps < 1", f"eps={eps}", "the usual values are 0.4 to 0.7"))
-    if min_samples < 1:
-        raise ConfigError(expected("min_samples >= 1", min_samples, "the usual value is 4"))
+def _by_all(
+    features: Feature[ndarray, "images dim"],
+    k1: int,
+    k2: int,
+    find: Find,
+    shards: int,
+    stats: dict[str, float],
+    tell: Progress,
+    searched: dict[str, Any],
+) -> tuple[Neighbors, Lists]:
+    """The neighbour table, and the weighted reciprocal sets that it gives."""
+    with phase("knn", stats):
+        table = find(features, k1, parts=shards, progress=_telling(tell, "knn"), **searched)
+    stats["knn_recall"] = table.recall
+    with phase("weights", stats):
+        return table, reciprocal_weights(table, features, k1=k1, k2=k2, threads=searched["threads"])
 
 
-def _check_features(features: ndarray) -> None:
-    """Refuses what could only give labels without meaning."""
-    if features.ndim != 2 or features.dtype != np.float32 or not features.size:
-        raise GraclError(
-            expected(
-                "a non-empty table of float32 feature rows",
-                f"{features.dtype} of shape {features.shape}",
-                "extract the features of at least one image",
-            )
+def _by_camera(
+    features: Feature[ndarray, "images dim"],
+    cameras: Int64[ndarray, "images"],
+    ks: dict[str, int],
+    stats: dict[str, float],
+    tell: Progress,
+    searched: dict[str, Any],
+) -> Lists:
+    """The weighted reciprocal sets of the two lists that every row has by camera."""
+    with phase("knn", stats):
+        lists = camera_neighbors(
+            features,
+            cameras,
+            k_intra=ks["k1_intra"] + 1,
+            k_inter=ks["k1_inter"] + 1,
+            progress=_telling(tell, "knn"),
+            **searched,
         )
-    lengths = np.sqrt(np.einsum("nd,nd->n", features, features))
-    for what, bad in (
-        ("finite features", ~np.isfinite(lengths)),
-        ("feature rows of length 1", np.abs(lengths - 1) > _LENGTH),
-    ):
-        if bad.any():
-            first = np.flatnonzero(bad)[:5]
-            raise GraclError(
-                expected(
-                    what,
-                    f"{bad.sum()} other rows, among them {first.tolist()} of length {lengths[first].tolist()}",
-                    "look for the step in which the loss broke, or divide each row by its length",
-                )
-            )
+    with phase("weights", stats):
+        return camera_weights(lists, **ks, threads=searched["threads"])
 
 
-def _check_clusters(labels: Int64[ndarray, "images"], eps: float) -> None:
-    """Refuses fewer than two clusters: there is nothing to contrast."""
-    clusters, noise = int(labels.max()) + 1, float((labels == NOISE).mean())
-    if clusters < 2:
-        move = "raise eps" if noise > 0.5 else "lower eps"
-        raise ClusteringCollapsed(
-            expected(
-                "at least 2 clusters",
-                f"{clusters} among {len(labels)} images, {noise:.1%} of them noise, at eps={eps}",
-                f"{move} (relations.eps), or look whether the features still tell images apart",
-            )
-        )
-
-
-def _diagnose(
-    features: Float32[ndarray, "images dim"], labels: Int64[ndarray, "images"], proxies: Proxies, threads: int
-) -> dict[str, float]:
-    """What the clustering looks like and which regime the proxies are in (method.md 4.4)."""
-    sizes = cluster_sizes(labels)
-    ranks = centrality_ranks(features, labels, proxies, threads=threads)
-    mean = proxies.cluster_sums.sum(axis=0, dtype=np.float64) / sizes.sum()
-    return {
-        "noise_fraction": float((labels == NOISE).mean()),
-        "size_min": float(sizes.min()),
-        "size_median": float(np.median(sizes)),
-        "size_max": float(sizes.max()),
-        "mean_feature_norm": float(np.linalg.norm(mean)),
-        "proxies_coincide": float((proxies.inter_image == proxies.intra_image).mean()),
-        "inter_centrality_rank": float(ranks.mean()) if len(ranks) else 0.0,
-    }
-
-
-@contextmanager
-def _phase(name: str, stats: dict[str, float]) -> Iterator[None]:
-    """Writes the seconds of a phase into the stats."""
-    start = time.perf_counter()
-    yield
-    stats[f"{name}_s"] = time.perf_counter() - start
+def _telling(tell: Progress, name: str) -> Callable[[int, int], None]:
+    return lambda done, rows: tell(name, done, rows)

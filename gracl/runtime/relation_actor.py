@@ -9,19 +9,23 @@ torch collectives.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from jaxtyping import Float32
 from numpy import ndarray
 from ray import ObjectRef
 
-from gracl.relations.relate import relate
+from gracl.measuring import require_memory
+from gracl.relations.relate import find_here, relate
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.ranking import rank as rank_gallery
 from gracl.runtime.board import throttled
 from gracl.runtime.session import refusals
+from gracl.runtime.shards import find_on, start_shards
 from gracl.types import Assignment, FeatureTable, Identities, Ranking, RetrievalReport
 
 Key = tuple[str, str, int]
@@ -51,6 +55,8 @@ class RelationActor:
     Args:
         images: images of the train split.
         options: of `relations.relate.relate`.
+        cameras: a reference to who took each image of the train split; empty where nobody asks.
+        shards: cpus and gpus of each of `options["shards"]` that look for neighbours, where there is more than one.
         threads: torch, BLAS and numba threads.
         board: where progress is posted; None for nowhere.
     """
@@ -60,18 +66,22 @@ class RelationActor:
         images: int,
         *,
         options: dict[str, Any],
+        cameras: Sequence[ObjectRef] = (),
+        shards: tuple[float, float] = (1.0, 0.0),
         threads: int = 1,
         board: Any = None,
     ) -> None:
         torch.set_num_threads(threads)
-        self._images = images
+        self._images, self._cameras = images, list(cameras)
         self._options = options | {"threads": threads}
+        self._shard, self._shards = shards, list[Any]()
         self._progress: Callable[[str, int, int], None] | None = throttled(board) if board else None
         self._meetings: dict[Key, Meeting] = {}
         self._judged: Judged | None = None
 
-    def ready(self) -> bool:
-        """True once the actor lives."""
+    async def ready(self) -> bool:
+        """True once the actor and its shards live."""
+        await asyncio.to_thread(self._start_shards)
         return True
 
     async def relate(self, attempt: str, epoch: int, rank: int, ranks: int, part: list[ObjectRef]) -> Assignment:
@@ -126,8 +136,29 @@ class RelationActor:
         meeting.parts.clear()
 
     def _relate(self, epoch: int, parts: list[list[FeatureTable]]) -> Assignment:
-        features = FeatureTable.gather([part for (part,) in parts], self._images)
-        return relate(features, epoch=epoch, progress=self._progress, **self._options)
+        self._start_shards()
+        tables: list[FeatureTable] = [part for (part,) in parts]
+        size = sum(table.features.nbytes for table in tables)
+        require_memory(
+            size * (2 if self._shards else 1),
+            f"the features of {self._images} images",
+            "set relations.precision=float16, or run the relation actor on a larger machine",
+        )
+        features, find = FeatureTable.gather(tables, self._images), find_here
+        if self._shards:
+            # From here on the one copy is in the object store, where shards on this node read it too.
+            reference = ray.put(features)
+            features = reference.future().result()
+            find = partial(find_on, self._shards, reference)
+        cameras = self._cameras[0].future().result() if self._cameras else None
+        return relate(features, epoch=epoch, cameras=cameras, find=find, progress=self._progress, **self._options)
+
+    def _start_shards(self) -> None:
+        """The shards die with this process, so one that was started again starts them anew."""
+        if not self._shards:
+            cpus, gpus = self._shard
+            shards = self._options.get("shards", 1)
+            self._shards = start_shards(shards, cpus=cpus, gpus=gpus, threads=self._options["threads"])
 
     def _judge(self, epoch: int, parts: list[list[Any]]) -> RetrievalReport:
         who: tuple[Identities, Identities] = parts[0][2]
@@ -141,7 +172,7 @@ class RelationActor:
 
 
 def start_relation_actor(*, cpus: float, gpus: float, **options: Any) -> Any:
-    """The actor with resources of its own, alive; `options` are those of `RelationActor`."""
+    """The actor with resources of its own, alive, and its shards; `options` are those of `RelationActor`."""
     remote = ray.remote(max_restarts=-1, max_task_retries=-1)(RelationActor)
     actor = remote.options(num_cpus=cpus, num_gpus=gpus).remote(**options)
     ray.get(actor.ready.remote())
@@ -154,14 +185,25 @@ class RayRelator:
     Args:
         judged_by: a reference to the `Identities` of query and gallery as a pair; empty where nothing is judged. The
             driver holds it, so that whoever must ask again finds it.
+        precision: in which the train split's features travel; what `relate` would round them to anyway.
     """
 
-    def __init__(self, actor: Any, *, attempt: str, rank: int, ranks: int, judged_by: Sequence[ObjectRef] = ()) -> None:
+    def __init__(
+        self,
+        actor: Any,
+        *,
+        attempt: str,
+        rank: int,
+        ranks: int,
+        judged_by: Sequence[ObjectRef] = (),
+        precision: str = "float32",
+    ) -> None:
         self._actor, self._attempt, self._rank, self._ranks = actor, attempt, rank, ranks
-        self._judged_by = list(judged_by)
+        self._judged_by, self._precision = list(judged_by), np.dtype(precision)
 
     def relate(self, epoch: int, part: FeatureTable) -> Assignment:
         """Labels and proxies; waits for all ranks."""
+        part = FeatureTable(part.indices, part.features.astype(self._precision, copy=False))
         answer: Assignment = self._ask(self._actor.relate, epoch, [ray.put(part)])
         return answer
 

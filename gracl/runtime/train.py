@@ -58,12 +58,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def demand(config: TrainConfig) -> Demand:
     """What the run holds of the cluster at one time."""
-    scale = config.scale
+    scale, shards = config.scale, config.relations.shards if config.relations.shards > 1 else 0
     stream = scale.stream_cpus if scale.stream == "ray" else 0
     return Demand(
-        cpus=scale.workers * scale.worker_cpus + scale.relation_cpus + stream,
-        gpus=scale.workers * scale.worker_gpus + scale.relation_gpus,
-        parts=f"{scale.workers} workers, the relation actor and one task of the stream",
+        cpus=scale.workers * scale.worker_cpus + scale.relation_cpus + shards * scale.shard_cpus + stream,
+        gpus=scale.workers * scale.worker_gpus + scale.relation_gpus + shards * scale.shard_gpus,
+        parts=f"{scale.workers} workers, the relation actor"
+        + (f", {shards} shards" if shards else "")
+        + " and one task of the stream",
         waits=scale.autoscaling,
     )
 
@@ -74,12 +76,14 @@ def learn(run: Run, uri: str) -> None:
     board = open_board()
     data = config.data
     # A remote train split is not copied to the driver's node for nothing: only its cameras may be wanted here.
-    needed = [split for split in (data.query, data.gallery, data.train if config.camera_balanced else "") if split]
+    wants_cameras = config.camera_balanced or config.relations.camera_aware
+    needed = [split for split in (data.query, data.gallery, data.train if wants_cameras else "") if split]
     stores = {split: ShardStore.open(run.root, split, cache=data.cache) for split in needed}
     judged_by = [ray.put((stores[data.query].identities(), stores[data.gallery].identities()))] if data.query else []
-    actor = start_relations(run, board)
+    cameras = [ray.put(stores[data.train].camera_ids())] if wants_cameras else []
+    actor = start_relations(run, board, cameras)
     trainer = TorchTrainer(
-        partial(train_worker, describe_job(run, stores, board, actor, judged_by)),
+        partial(train_worker, describe_job(run, board, actor, judged_by, cameras if config.camera_balanced else None)),
         scaling_config=scaling(config),
         run_config=RunConfig(
             name=run.name,
@@ -116,26 +120,28 @@ def leave_pictures(run: Run, uri: str, actor: Any, stores: Mapping[str, ShardSto
         attempt(uri, lambda client: client.log_artifact(run.record["mlflow_run_id"], str(picture)), picture.name)
 
 
-def start_relations(run: Run, board: Any) -> Any:
-    """The relation actor of a run."""
+def start_relations(run: Run, board: Any, cameras: list[ray.ObjectRef]) -> Any:
+    """The relation actor of a run, and its shards."""
     scale = run.config.scale
     return start_relation_actor(
         cpus=scale.relation_cpus,
         gpus=scale.relation_gpus,
+        shards=(scale.shard_cpus, scale.shard_gpus),
+        cameras=cameras,
         images=run.manifests[run.config.data.train].num_images,
         # Ray does not hide the GPUs from an actor that reserved none.
         options=run.config.relations.options() | {"device": "cuda" if scale.relation_gpus else "cpu"},
         threads=scale.relation_threads,
-        board=board,
+        # With overlap the ranks' training is under way at the same time, and that is the progress to show.
+        board=None if run.config.relations.overlap else board,
     )
 
 
 def describe_job(
-    run: Run, stores: Mapping[str, ShardStore], board: Any, actor: Any, judged_by: list[ray.ObjectRef]
+    run: Run, board: Any, actor: Any, judged_by: list[ray.ObjectRef], cameras: list[ray.ObjectRef] | None
 ) -> Job:
     """The config, unpacked into what each rank's functions take."""
     config = run.config
-    cameras = [ray.put(stores[config.data.train].camera_ids())] if config.camera_balanced else None
     return Job(
         source=Source(
             root=run.root,
@@ -158,6 +164,7 @@ def describe_job(
         judged_by=judged_by,
         threads=config.scale.worker_threads,
         recipe=run.recipe,
+        precision=config.relations.precision,
     )
 
 
@@ -175,6 +182,7 @@ def describe_lesson(config: TrainConfig, *, cameras: list[ray.ObjectRef] | None 
             "eval_untrained": config.eval_untrained,
             "precision": config.precision,
             "clip_norm": config.clip_norm,
+            "overlap": config.relations.overlap,
         },
         seed=config.seed,
         cameras=cameras,

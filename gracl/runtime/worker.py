@@ -83,6 +83,7 @@ class Job:
     judged_by: list[ObjectRef]
     threads: int
     recipe: Mapping[str, Any]
+    precision: str = "float32"
 
 
 def build(lesson: Lesson, device: torch.device) -> tuple[Encoder, ProxyContrast, torch.optim.Optimizer]:
@@ -143,6 +144,7 @@ def _train(job: Job) -> None:
             rank=ranks.rank,
             ranks=ranks.size,
             judged_by=job.judged_by,
+            precision=job.precision,
         ),
         ranks=ranks,
         planner=plan_picks(job.lesson, cameras),

@@ -1,6 +1,6 @@
 """`nearest` and `top_k`: which engine proposes, and the way of a block of queries through it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,7 +23,6 @@ Backend = Literal["auto", "faiss", "torch"]
 Device = Literal["auto", "cpu", "cuda"]
 Search = Literal["exact", "approximate"]
 Index = Literal["ivf", "hnsw"]
-Propose = Callable[[ndarray, int], tuple[Any, Any]]
 
 # Candidates beyond k. They make it rare that the k-th place is disputed (then the whole row is looked through); a
 # half product needs more of them, because it cannot tell apart what is nearer than its rounding.
@@ -102,6 +101,16 @@ def shares(rows: int, parts: int) -> list[tuple[int, int]]:
     parts = max(1, min(parts, rows))
     edges = [rows * part // parts for part in range(parts + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def merged(parts: Sequence[Neighbors]) -> Neighbors:
+    """The table of all rows from the tables of their shares, in order."""
+    counts = [len(part.indices) for part in parts]
+    return Neighbors(
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([part.similarities for part in parts]),
+        recall=float(np.average([part.recall for part in parts], weights=counts)) if sum(counts) else 1.0,
+    )
 
 
 class Searcher:

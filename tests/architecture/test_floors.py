@@ -8,6 +8,7 @@ FLOORS = {
     "gracl.errors": 1,
     "gracl.randomness": 1,
     "gracl.kernels": 1,
+    "gracl.measuring": 1,
     "gracl.types": 2,
     "gracl.config": 2,
     "gracl.cli": 3,

@@ -9,6 +9,7 @@ from gracl.errors import ClusteringCollapsed
 from gracl.images.ingesting import ingest_here
 from gracl.images.synthetic import write_world
 from gracl.learning.checkpoint import TrainState, load_state, save_state
+from gracl.types import EpochReport
 from tests.toy import toy_config
 
 
@@ -17,7 +18,7 @@ def weights(state: TrainState) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(one: TrainState, other: TrainState) -> None:
-    """Bit for bit: weights, optimizer, labels and plans (by checksum), and every figure but seconds and rates."""
+    """Bit for bit: weights, optimizer, labels and plans (by checksum), every figure but seconds, memory and rates."""
     assert (one.epoch, one.best, one.best_epoch) == (other.epoch, other.best, other.best_epoch)
     assert one.model.keys() == other.model.keys()
     for name, tensor in one.model.items():
@@ -26,7 +27,7 @@ def assert_same_run(one: TrainState, other: TrainState) -> None:
     for mine, others in zip(one.history, other.history, strict=True):
         assert mine.keys() == others.keys()
         for name in mine:
-            if not name.startswith("time/") and not name.endswith(("_s", "_per_second")):
+            if not name.startswith("time/") and not name.endswith(("_s", "_mb", "_per_second")):
                 assert mine[name] == others[name], name
 
 
@@ -49,6 +50,11 @@ def assert_same_state(one: object, other: object) -> None:
 @pytest.fixture(scope="module")
 def unbroken(toy_shards):
     return learn(toy_config(toy_shards))
+
+
+@pytest.fixture(scope="module")
+def overlapped(toy_shards):
+    return learn(toy_config(toy_shards, relations__overlap=True))
 
 
 @pytest.mark.slow
@@ -80,6 +86,34 @@ def test_a_run_stopped_and_resumed_equals_an_unbroken_one(toy_shards, unbroken, 
     first = learn(toy_config(toy_shards, epochs=2))
     save_state(first, tmp_path)
     assert_same_run(learn(toy_config(toy_shards), state=load_state(tmp_path)), unbroken)
+
+
+def test_overlapped_labels_are_one_epoch_old(unbroken, overlapped):
+    assert [row["cluster/label_age"] for row in unbroken.history] == [0, 0, 0]
+    assert [row["cluster/label_age"] for row in overlapped.history] == [0, 1, 1]
+    labels, fresh = ([row["check/labels"] for row in state.history] for state in (overlapped, unbroken))
+    # The first two epochs learn the labels of the first scan, so the weights part after the first.
+    assert labels[0] == labels[1] == fresh[0]
+    assert labels[2] == fresh[1]
+    assert overlapped.history[0]["train/loss"] == unbroken.history[0]["train/loss"]
+    assert overlapped.history[1]["train/loss"] != unbroken.history[1]["train/loss"]
+
+
+def test_an_overlapped_run_stopped_and_resumed_equals_an_unbroken_one(toy_shards, overlapped, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(report: EpochReport, state: TrainState) -> None:
+        save_state(state, tmp_path)
+        if state.epoch == 2:
+            raise Stopped
+
+    config = toy_config(toy_shards, relations__overlap=True)
+    with pytest.raises(Stopped):
+        learn(config, reporter=stop)
+    state = load_state(tmp_path)
+    assert state.assignment is not None
+    assert_same_run(learn(config, state=state), overlapped)
 
 
 def test_the_bank_and_the_labels_move_the_weights(toy_shards, unbroken):

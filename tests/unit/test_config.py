@@ -29,7 +29,7 @@ SECTIONS = [
     # section, the function it is unpacked into, arguments that come from elsewhere
     (Views, train_view, {"image", "dice", "height", "width"}),
     (Sampling, identity_plan, {"labels", "epoch", "cameras", "seed"}),
-    (Relations, relate, {"features", "epoch", "threads", "device", "progress"}),
+    (Relations, relate, {"features", "epoch", "cameras", "find", "threads", "device", "progress", "overlap"}),  # the last is fit's
     (EncoderSection, build_encoder, {"seed"}),
     (Loss, ProxyContrast, set()),
     (Optim, build_optimizer, {"parameters"}),
@@ -58,6 +58,13 @@ def test_fit_takes_its_options_from_the_root_of_the_config():
     parameters = inspect.signature(fit).parameters
     for name in ("eval_every", "eval_untrained", "precision", "clip_norm"):
         assert TrainConfig.model_fields[name].default == parameters[name].default
+    assert Relations.model_fields["overlap"].default == parameters["overlap"].default
+
+
+def test_relate_is_not_told_of_the_overlap_and_the_recipe_is():
+    assert set(Relations().options()) == set(Relations.model_fields) - {"overlap"}
+    fresh, stale = (TrainConfig(data={"root": "x"}, relations={"overlap": overlap}) for overlap in (False, True))
+    assert fresh.fingerprint() != stale.fingerprint()
 
 
 def test_a_config_cannot_be_changed():

@@ -8,6 +8,7 @@ from gracl.errors import CheckpointError
 from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe, load_encoder, load_state, save_state
 from gracl.learning.encoder import build_encoder
 from gracl.learning.optim import build_optimizer
+from gracl.types import Assignment, Proxies
 
 
 def trained(*, seed=0, rate=1e-3, steps=2):
@@ -50,7 +51,23 @@ def state_of(pair, **changes):
     return dataclasses.replace(state, **changes)
 
 
+def pending(images=6, clusters=2, dim=3):
+    """Labels and proxies as they come out of Ray's object store: not to be written to."""
+    dice = np.random.default_rng(0)
+    tables = [dice.random((clusters, dim), np.float32) for _ in range(3)]
+    places = [np.arange(clusters), np.arange(clusters) + clusters]
+    proxies = Proxies(tables[0], tables[1], places[0], places[1], tables[2])
+    labels = np.arange(images) % (clusters + 1) - 1
+    for array in (labels, *tables, *places):
+        array.flags.writeable = False
+    return Assignment(2, labels, proxies, {"knn_s": 0.5})
+
+
 def same(a, b):
+    if dataclasses.is_dataclass(a):
+        return type(a) is type(b) and same(vars(a), vars(b))
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -68,6 +85,61 @@ def test_what_is_saved_comes_back_whole(pair, tmp_path):
     for field in dataclasses.fields(state):
         assert same(getattr(state, field.name), getattr(loaded, field.name)), field.name
     assert load_state(path).epoch == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_that_wait_for_the_next_epoch_come_back_whole(pair, tmp_path):
+    state = state_of(pair, assignment=pending())
+    save_state(state, tmp_path)
+    assert same(load_state(tmp_path).assignment, state.assignment)
+    payload = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    assert isinstance(payload["assignment"]["labels"], torch.Tensor)
+    encoder, view = load_encoder(tmp_path)
+    assert view == {"height": 32, "width": 32}
+    assert same(dict(encoder.state_dict()), dict(pair[0].state_dict()))
+
+
+def drop(packed, name):
+    del packed["proxies"][name]
+
+
+@pytest.mark.parametrize(
+    "tear",
+    [
+        lambda packed: packed.pop("labels"),
+        lambda packed: drop(packed, "intra"),
+        lambda packed: packed.update(labels=[0, 1]),
+        lambda packed: packed.update(labels=packed["labels"].float()),
+        lambda packed: packed.update(labels=packed["labels"][:3]),
+        lambda packed: packed.update(labels=packed["labels"] + 1),
+        lambda packed: packed.update(labels=packed["labels"][:0]),
+        lambda packed: packed["proxies"].update(other=torch.zeros(2)),
+        lambda packed: packed["proxies"].update(inter=torch.zeros(3, 3)),
+        lambda packed: packed["proxies"].update(cluster_sums=torch.zeros(2, 4)),
+        lambda packed: packed["proxies"].update(intra_image=torch.tensor([0, 6])),
+        lambda packed: packed["proxies"].update(inter_image=torch.tensor([-1, 0])),
+    ],
+)
+def test_labels_and_proxies_that_do_not_belong_together_are_refused(pair, tmp_path, tear):
+    path = save_state(state_of(pair, assignment=pending()), tmp_path)
+    payload = torch.load(path, weights_only=True)
+    tear(payload["assignment"])
+    torch.save(payload, path)
+    with pytest.raises(CheckpointError, match="whole assignment"):
+        load_state(tmp_path)
+
+
+def test_a_checkpoint_of_before_there_were_assignments_is_read(pair, tmp_path):
+    path = save_state(state_of(pair), tmp_path)
+    payload = torch.load(path, weights_only=True)
+    del payload["assignment"]
+    torch.save(payload | {"schema": 1}, path)
+    state = load_state(tmp_path)
+    assert state.assignment is None
+    assert same(state, state_of(pair))
+    torch.save(payload, path)
+    with pytest.raises(CheckpointError, match="schema 2"):
+        load_state(tmp_path)
 
 
 def test_a_run_goes_on_from_its_checkpoint_as_if_unbroken(tmp_path):
@@ -169,10 +241,10 @@ def test_a_flipped_bit_is_refused(pair, tmp_path):
         load_state(tmp_path)
 
 
-@pytest.mark.parametrize("payload", [{"schema": 0, "epoch": 1}, {"epoch": 1}, {"schema": 1, "epoch": 1}, [1, 2]])
+@pytest.mark.parametrize("payload", [{"schema": 0, "epoch": 1}, {"epoch": 1}, {"schema": 2, "epoch": 1}, [1, 2]])
 def test_another_schema_is_refused(tmp_path, payload):
     torch.save(payload, tmp_path / STATE_FILE)
-    with pytest.raises(CheckpointError, match="schema 1"):
+    with pytest.raises(CheckpointError, match="schema 2"):
         load_state(tmp_path)
 
 

@@ -37,12 +37,12 @@ def test_grown_keeps_what_was_and_makes_room():
 def test_invert_lists_the_holders_of_every_id(seed, rows):
     matrix = random_dense(seed, rows)
     lists = lists_of(matrix, lambda i, j: matrix[i, j] > 0, rng(seed, "order"))
-    heads, holders, weights, places = invert(*lists, rows)
+    heads, holders, weights, places = invert(lists)
     for j in range(rows):
         expect = [(i, matrix[i, j]) for i in range(rows) if matrix[i, j]]
         part = slice(heads[j], heads[j + 1])
         assert list(zip(holders[part].tolist(), weights[part], strict=True)) == expect
-    assert (weights[places] == lists.values).all()
+    assert (weights[heads[lists.ids] + places] == lists.values).all()
 
 
 @pytest.mark.parametrize(("seed", "rows"), [(0, 1), (1, 2), (2, 3), (3, 17)])

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+import torch
 
-from gracl.errors import GraclError
+from gracl.errors import ConfigError, GraclError
 from gracl.randomness import rng
 from gracl.relations.proxies import centrality_ranks, cluster_sizes, mine_proxies
 from tests.naive import relations as naive
@@ -100,3 +101,56 @@ def test_centrality_ranks_count_the_members_nearer_to_the_centre():
         own = near[members == proxies.inter_image[c]]
         expect.append((near > own).sum() / (len(members) - 1))
     assert centrality_ranks(features, labels, proxies).tolist() == expect
+
+
+def test_ranks_of_half_rows_are_those_of_the_same_numbers():
+    features, labels = case(57, 150, clusters=6, dim=40)
+    half = features.astype(np.float16)
+    proxies = mine_proxies(half, labels)
+    ranks = centrality_ranks(half, labels, proxies)
+    assert ranks.tolist() == centrality_ranks(half.astype(np.float32), labels, proxies).tolist()
+    assert len(set(ranks.tolist())) > 1
+
+
+def test_half_rows_give_float32_proxies_of_the_same_numbers():
+    features, labels = case(58, 200, clusters=9, dim=33, copies=60)
+    half = features.astype(np.float16)
+    found, same = mine_proxies(half, labels), mine_proxies(half.astype(np.float32), labels)
+    assert found.inter.dtype == found.intra.dtype == np.float32
+    for name in ("inter", "intra", "inter_image", "intra_image", "cluster_sums"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(same, name))
+
+
+def test_does_not_depend_on_block_rows():
+    features, labels = case(59, 300, clusters=11, dim=70, copies=50)
+    whole = mine_proxies(features, labels)
+    for block_rows in (1, 7, 299):
+        found = mine_proxies(features, labels, block_rows=block_rows)
+        np.testing.assert_array_equal(found.cluster_sums, whole.cluster_sums)
+        np.testing.assert_array_equal(found.inter_image, whole.inter_image)
+        np.testing.assert_array_equal(found.intra_image, whole.intra_image)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"centroids": 0}, "centroids >= 1"),
+        ({"block_rows": 0}, "block_rows >= 1"),
+        ({"rule_temperature": 0.0}, "rule_temperature"),
+        ({"rule_temperature": -0.05}, "rule_temperature"),
+        ({"rule_temperature": float("nan")}, "rule_temperature"),
+        ({"rule_temperature": float("inf")}, "rule_temperature"),
+        ({"threads": -1}, "threads >= 0"),
+    ],
+)
+def test_refuses_options(options, says):
+    features, labels = case(60, 6, clusters=2)
+    with pytest.raises(ConfigError, match=says):
+        mine_proxies(features, labels, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_refuses_a_gpu_that_is_not_there():
+    features, labels = case(61, 6, clusters=2)
+    with pytest.raises(ConfigError, match="CUDA"):
+        mine_proxies(features, labels, device="cuda")

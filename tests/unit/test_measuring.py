@@ -1,0 +1,93 @@
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from gracl.measuring import phase
+
+
+def resident():
+    return psutil.Process().memory_info().rss / 1e6
+
+
+def held(megabytes, seconds):
+    """Room that is really taken (every page written), for a while."""
+    room = np.ones(megabytes * 10**6, np.uint8)
+    time.sleep(seconds)
+    return int(room[-1])
+
+
+def test_sees_what_is_held_for_a_while_and_only_in_its_phase():
+    stats, before = {}, resident()
+    with phase("large", stats):
+        assert held(200, 0.1) == 1
+    with phase("small", stats):
+        time.sleep(0.05)
+    assert set(stats) == {"large_s", "large_peak_mb", "small_s", "small_peak_mb"}
+    assert before + 190 < stats["large_peak_mb"] < before + 300
+    assert stats["small_peak_mb"] < before + 100
+
+
+def test_sees_what_was_there_before_and_what_is_kept():
+    stats = {}
+    room = np.ones(100 * 10**6, np.uint8)
+    with phase("after", stats):
+        pass
+    assert stats["after_peak_mb"] >= resident() - 20 > 100
+    before = resident()
+    with phase("kept", stats):
+        more = np.ones(100 * 10**6, np.uint8)
+    assert stats["kept_peak_mb"] > before + 90
+    assert room[0] == more[0] == 1
+
+
+def test_measures_seconds():
+    stats = {}
+    with phase("rest", stats):
+        time.sleep(0.1)
+    assert 0.1 <= stats["rest_s"] < 2
+
+
+def watched(stats, fails=False):
+    """A phase whose thread is looked at: there inside, gone after."""
+    before, seen = set(threading.enumerate()), []
+    try:
+        with phase("some", stats):
+            seen += set(threading.enumerate()) - before
+            if fails:
+                raise KeyError("broken")
+    finally:
+        (watch,) = seen
+        assert watch.daemon
+        assert not watch.is_alive()
+        assert watch not in threading.enumerate()
+
+
+def test_ends_its_thread_also_after_an_error():
+    stats = {}
+    with pytest.raises(KeyError, match="broken"):
+        watched(stats, fails=True)
+    assert stats == {}
+    watched(stats)
+    assert set(stats) == {"some_s", "some_peak_mb"}
+
+
+def test_phases_may_stand_in_each_other():
+    stats = {}
+    with phase("outer", stats):
+        with phase("inner", stats):
+            assert held(150, 0.1) == 1
+        time.sleep(0.02)
+    assert stats["outer_s"] > stats["inner_s"]
+    assert stats["outer_peak_mb"] > stats["inner_peak_mb"] - 20
+
+
+def test_is_cheap():
+    stats = {}
+    start = time.perf_counter()
+    for _ in range(20):
+        with phase("nothing", stats):
+            pass
+    assert (time.perf_counter() - start) / 20 < 0.02  # ending does not wait for the next look

@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from gracl.errors import ConfigError, GraclError, expected
 from gracl.kernels import Progress, compiled, over_rows
-from gracl.relations.lists import Lists, grown, join
+from gracl.relations.lists import Lists, averaged, join
 from gracl.similarity import nearest, top_k
 from gracl.types import EMPTY, Feature
 
@@ -121,7 +121,7 @@ def camera_weights(
     if k2_intra + k2_inter == 1:
         return weights
     leaders = np.concatenate([intra[:, :k2_intra], inter[:, :k2_inter]], axis=1)
-    return join(over_rows(lambda start, stop: _average(leaders, *weights, start, stop), rows, threads=threads))
+    return averaged(weights, leaders, threads=threads)
 
 
 def _check_cameras(
@@ -240,31 +240,3 @@ def _weigh(intra, near, inter, far, k_intra, k_inter, start, stop):
             values[p] = values[p] / total
         lengths[row - start] = end - begin
     return lengths, ids[:end].copy(), values[:end].copy()
-
-
-@compiled
-@typing.no_type_check
-def _average(leaders, starts, ids, values, start, stop):
-    """Query expansion: the mean of the weights of the rows that lead each row, empty places left out, as lists."""
-    lengths = np.empty(stop - start, np.int64)
-    out_ids, out_values = np.empty(64 * (stop - start), np.int32), np.empty(64 * (stop - start), np.float32)
-    sums = np.zeros(leaders.shape[0], np.float64)
-    end = 0
-    for row in range(start, stop):
-        begin, present = end, 0
-        for place in range(leaders.shape[1]):
-            j = leaders[row, place]
-            if j < 0:
-                continue
-            present += 1
-            out_ids, out_values = grown(out_ids, out_values, end + starts[j + 1] - starts[j])
-            for p in range(starts[j], starts[j + 1]):
-                if sums[ids[p]] == 0.0:
-                    out_ids[end] = ids[p]
-                    end += 1
-                sums[ids[p]] += values[p]
-        for p in range(begin, end):
-            out_values[p] = sums[out_ids[p]] / present
-            sums[out_ids[p]] = 0.0
-        lengths[row - start] = end - begin
-    return lengths, out_ids[:end].copy(), out_values[:end].copy()

@@ -120,13 +120,14 @@ def silhouette(
         raise GraclError(
             expected(f"{len(weights.starts) - 1} labels", len(labels), "take the labels of the same features")
         )
-    sizes = cluster_sizes(labels)
+    sizes, labels = cluster_sizes(labels), labels[weights.names]
     if len(sizes) < 2:
         return 0.0
     rows = np.flatnonzero(labels != NOISE)
     if len(rows) > sample:
         rows = np.sort(rng(0, "silhouette").choice(rows, sample, replace=False))
-    lists, scores = (*weights, inverted.heads, inverted.holders, inverted.weights), np.empty(len(rows))
+    lists = weights.starts, weights.ids, weights.values, inverted.heads, inverted.holders, inverted.weights
+    scores = np.empty(len(rows))
     over_rows(
         lambda start, stop: _silhouette(*lists, labels, sizes, rows, start, stop, scores), len(rows), threads=threads
     )

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from gracl.errors import ConfigError, GraclError, expected
 from gracl.kernels import Progress, compiled, dot, over_rows, readable
-from gracl.relations.lists import Inverted, Lists, grown, invert, join, mirror
+from gracl.relations.lists import Inverted, Lists, averaged, grown, invert, join, mirror, nearby
 from gracl.types import Feature, Neighbors
 
 _FULL, _HALF = 1, 2
@@ -75,17 +75,17 @@ def reciprocal_weights(
         GraclError: a table that does not belong to the features, or is too short.
     """
     _check(neighbors, features, k1, k2)
-    rows = len(features)
-    table = np.ascontiguousarray(neighbors.indices[:, :k1])
-    near = np.ascontiguousarray(neighbors.similarities[:, :k1])
+    rows, read = len(features), readable(features)
+    names = nearby(neighbors.indices[:, :k2])
+    places = np.empty(rows, np.int32)
+    places[names] = np.arange(rows, dtype=np.int32)
+    table, near = places[neighbors.indices[names, :k1]], neighbors.similarities[names, :k1]
     half = min(round(k1 / 2) + 1, k1)
-    read = readable(features)
     mutual = np.empty(table.shape, np.uint8)
     over_rows(lambda start, stop: _mutual(table, half, start, stop, mutual), rows, threads=threads)
-    weights = join(over_rows(lambda start, stop: _weigh(table, near, mutual, read, start, stop), rows, threads=threads))
-    if k2 == 1:
-        return weights
-    return join(over_rows(lambda start, stop: _average(table, k2, *weights, start, stop), rows, threads=threads))
+    parts = over_rows(lambda start, stop: _weigh(table, near, mutual, read, names, start, stop), rows, threads=threads)
+    weights = join(parts, names)
+    return weights if k2 == 1 else averaged(weights, np.ascontiguousarray(table[:, :k2]), threads=threads)
 
 
 def shared_distance(
@@ -115,15 +115,9 @@ def shared_distance(
     """
     _check_limit(limit)
     rows, bound = len(weights.starts) - 1, np.float32(limit)
-    upper = join(
-        over_rows(
-            lambda start, stop: _share(*weights, *inverted, bound, start, stop),
-            rows,
-            threads=threads,
-            progress=progress,
-        )
-    )
-    starts, ids, values = mirror(*upper)
+    lists = weights.starts, weights.ids, weights.values, *inverted
+    parts = over_rows(lambda start, stop: _share(*lists, bound, start, stop), rows, threads=threads, progress=progress)
+    starts, ids, values = mirror(join(parts, weights.names))
     return csr_array((values, ids, starts), shape=(rows, rows))
 
 
@@ -171,7 +165,7 @@ def _mutual(table, half, start, stop, mutual):
 
 @compiled
 @typing.no_type_check
-def _weigh(table, near, mutual, features, start, stop):
+def _weigh(table, near, mutual, features, names, start, stop):
     """Expanded k-reciprocal sets with softmax weights of minus the squared distance, as lists.
 
     A member's half set joins when more than two thirds of it are in the full set. Squared distance is 2 - 2s for
@@ -206,7 +200,7 @@ def _weigh(table, near, mutual, features, start, stop):
                 j = table[member, place]
                 if mutual[member, place] & _HALF and added[j] != row:
                     added[j] = row
-                    ids[end], values[end] = j, _similarity(table, near, features, row, j)
+                    ids[end], values[end] = j, _similarity(table, near, features, names, row, j)
                     end += 1
         total = 0.0
         for p in range(begin, end):
@@ -221,38 +215,12 @@ def _weigh(table, near, mutual, features, start, stop):
 
 @compiled
 @typing.no_type_check
-def _similarity(table, near, features, row, other):
+def _similarity(table, near, features, names, row, other):
     """The similarity of two rows: from the other's list where the row is in it (a tenth of the cost), else computed."""
     for place in range(table.shape[1]):
         if table[other, place] == row:
             return near[other, place]
-    return np.float32(dot(features[row], features[other]))
-
-
-@compiled
-@typing.no_type_check
-def _average(table, k2, starts, ids, values, start, stop):
-    """Query expansion: the mean of the weights of the k2 nearest rows (of all, where there are fewer), as lists."""
-    k2 = min(k2, table.shape[1])
-    lengths = np.empty(stop - start, np.int64)
-    out_ids, out_values = np.empty(64 * (stop - start), np.int32), np.empty(64 * (stop - start), np.float32)
-    sums = np.zeros(table.shape[0], np.float64)
-    end = 0
-    for row in range(start, stop):
-        begin = end
-        for place in range(k2):
-            j = table[row, place]
-            out_ids, out_values = grown(out_ids, out_values, end + starts[j + 1] - starts[j])
-            for p in range(starts[j], starts[j + 1]):
-                if sums[ids[p]] == 0.0:
-                    out_ids[end] = ids[p]
-                    end += 1
-                sums[ids[p]] += values[p]
-        for p in range(begin, end):
-            out_values[p] = sums[out_ids[p]] / k2
-            sums[out_ids[p]] = 0.0
-        lengths[row - start] = end - begin
-    return lengths, out_ids[:end].copy(), out_values[:end].copy()
+    return np.float32(dot(features[names[row]], features[names[other]]))
 
 
 @compiled

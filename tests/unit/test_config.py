@@ -29,7 +29,11 @@ SECTIONS = [
     # section, the function it is unpacked into, arguments that come from elsewhere
     (Views, train_view, {"image", "dice", "height", "width"}),
     (Sampling, identity_plan, {"labels", "epoch", "cameras", "seed"}),
-    (Relations, relate, {"features", "epoch", "cameras", "find", "threads", "device", "progress", "overlap"}),  # the last is fit's
+    (
+        Relations,
+        relate,
+        {"features", "epoch", "cameras", "find", "threads", "device", "progress", "overlap"},
+    ),  # the last is fit's
     (EncoderSection, build_encoder, {"seed"}),
     (Loss, ProxyContrast, set()),
     (Optim, build_optimizer, {"parameters"}),

@@ -172,7 +172,7 @@ def test_longer_tables_are_cut():
 
 def test_no_row():
     found = weights_of(np.empty((0, 4), np.float32), np.empty(0, np.int64))
-    assert [part.tolist() for part in found] == [[0], [], []]
+    assert [part.tolist() for part in found] == [[0], [], [], []]
 
 
 @pytest.mark.parametrize("cameras", [[2, 0, 2, 0, 5, 0], [4] * 6])

@@ -27,7 +27,7 @@ def random_weights(seed, rows, copies=0, width=6):
 def lists_of(full):
     rows, ids = np.nonzero(full)
     starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(full)))])
-    return Lists(starts.astype(np.int64), ids.astype(np.int32), full[rows, ids])
+    return Lists(starts.astype(np.int64), ids.astype(np.int32), full[rows, ids], np.arange(len(full)))
 
 
 def found(weights, labels, **options):

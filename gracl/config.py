@@ -97,7 +97,7 @@ class Relations(Section):
     min_samples: Positive = Field(
         4, description="dbscan, hdbscan: neighbours of a core image, itself counted; infomap: smallest cluster"
     )
-    min_cluster_size: Annotated[int, Field(ge=2)] = Field(4, description="hdbscan: smallest cluster")
+    min_cluster_size: Annotated[int, Field(ge=2)] = Field(8, description="hdbscan: smallest cluster")
     inter_rule: Literal["mean", "cluster_mean", "nearest_sample", "nearest_centroids", "log_sum_exp"] = Field(
         "mean", description="how the inter proxy is mined: least similar to other clusters by this"
     )

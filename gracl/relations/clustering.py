@@ -20,7 +20,7 @@ def cluster(
     clustering: Clustering = "dbscan",
     eps: float = 0.6,
     min_samples: int = 4,
-    min_cluster_size: int = 4,
+    min_cluster_size: int = 8,
 ) -> Int64[ndarray, "rows"]:
     """Labels of the rows, numbered by first member; -1 is noise.
 
@@ -44,7 +44,7 @@ def cluster(
             expected(
                 "0 < eps < 1 and min_cluster_size >= 2",
                 f"{eps} and {min_cluster_size}",
-                "the usual values are 0.6 and 4",
+                "the usual values are 0.6 and 8",
             )
         )
     if clustering == "hdbscan":

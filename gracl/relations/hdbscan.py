@@ -22,7 +22,7 @@ from gracl.types import NOISE
 _TINY = np.float32(2.0**-149)
 
 
-def hdbscan(distance: csr_array, *, min_samples: int = 4, min_cluster_size: int = 4) -> Int64[ndarray, "rows"]:
+def hdbscan(distance: csr_array, *, min_samples: int = 4, min_cluster_size: int = 8) -> Int64[ndarray, "rows"]:
     """Labels of the sets of rows that last longest over all levels, numbered by first member; -1 is noise.
 
     The *core distance* of a row is that to its `min_samples`-th nearest, itself counted; two rows merge at the largest
@@ -52,7 +52,7 @@ def hdbscan(distance: csr_array, *, min_samples: int = 4, min_cluster_size: int 
             expected(
                 "min_samples >= 1 and min_cluster_size >= 2",
                 f"{min_samples} and {min_cluster_size}",
-                "the usual values are 4 and 4",
+                "the usual values are 4 and 8",
             )
         )
     check_square(distance)

@@ -82,7 +82,7 @@ def relate(
     clustering: Clustering = "dbscan",
     eps: float = 0.6,
     min_samples: int = 4,
-    min_cluster_size: int = 4,
+    min_cluster_size: int = 8,
     inter_rule: InterRule = "mean",
     intra_rule: IntraRule = "mean",
     centroids: int = 10,

@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from gracl.errors import ConfigError, GraclError, expected
 from gracl.kernels import Progress, compiled, over_rows
-from gracl.relations.lists import Lists, averaged, join
+from gracl.relations.lists import Lists, averaged, join, soften
 from gracl.similarity import nearest, top_k
 from gracl.types import EMPTY, Feature
 
@@ -231,12 +231,6 @@ def _weigh(intra, near, inter, far, k_intra, k_inter, start, stop):
         # No row is in both lists, so none is entered twice.
         end = _reciprocal(intra, near, row, k_intra, ids, values, end)
         end = _reciprocal(inter, far, row, k_inter, ids, values, end)
-        total = 0.0
-        for p in range(begin, end):
-            # Cosines; held to their range, so that no weight can vanish.
-            values[p] = np.exp(2.0 * max(-1.0, min(1.0, np.float64(values[p]))) - 2.0)
-            total += values[p]
-        for p in range(begin, end):
-            values[p] = values[p] / total
+        soften(values, begin, end)
         lengths[row - start] = end - begin
     return lengths, ids[:end].copy(), values[:end].copy()

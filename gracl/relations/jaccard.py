@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from gracl.errors import ConfigError, GraclError, expected
 from gracl.kernels import Progress, compiled, dot, over_rows, readable
-from gracl.relations.lists import Inverted, Lists, averaged, grown, invert, join, mirror, nearby
+from gracl.relations.lists import Inverted, Lists, averaged, grown, invert, join, mirror, nearby, soften
 from gracl.types import Feature, Neighbors
 
 _FULL, _HALF = 1, 2
@@ -202,13 +202,7 @@ def _weigh(table, near, mutual, features, names, start, stop):
                     added[j] = row
                     ids[end], values[end] = j, _similarity(table, near, features, names, row, j)
                     end += 1
-        total = 0.0
-        for p in range(begin, end):
-            # Cosines; held to their range, so that no weight can vanish.
-            values[p] = np.exp(2.0 * max(-1.0, min(1.0, np.float64(values[p]))) - 2.0)
-            total += values[p]
-        for p in range(begin, end):
-            values[p] = values[p] / total
+        soften(values, begin, end)
         lengths[row - start] = end - begin
     return lengths, ids[:end].copy(), values[:end].copy()
 
@@ -216,10 +210,12 @@ def _weigh(table, near, mutual, features, names, start, stop):
 @compiled
 @typing.no_type_check
 def _similarity(table, near, features, names, row, other):
-    """The similarity of two rows: from the other's list where the row is in it (a tenth of the cost), else computed."""
+    """The similarity of two rows: from either's list where the other is in it (a tenth of the cost), else computed."""
     for place in range(table.shape[1]):
         if table[other, place] == row:
             return near[other, place]
+        if table[row, place] == other:
+            return near[row, place]
     return np.float32(dot(features[names[row]], features[names[other]]))
 
 

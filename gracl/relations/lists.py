@@ -104,6 +104,19 @@ def _invert(starts, ids, values):
     return heads, holders, weights, places
 
 
+@compiled
+@typing.no_type_check
+def soften(values, begin, end):
+    """Cosines begin..end-1 become weights: softmax of minus the squared distance 2 - 2s. In place, for kernels."""
+    total = 0.0
+    for p in range(begin, end):
+        # Held to the range of a cosine, so that no weight can vanish.
+        values[p] = np.exp(2.0 * max(-1.0, min(1.0, np.float64(values[p]))) - 2.0)
+        total += values[p]
+    for p in range(begin, end):
+        values[p] = values[p] / total
+
+
 def averaged(lists: Lists, leaders: Int32[ndarray, "rows k"], *, threads: int = 0) -> Lists:
     """Query expansion: each row becomes the mean of the lists of its leaders (of those there are; -1 is none)."""
     entries = lists.starts, lists.ids, lists.values

@@ -20,8 +20,8 @@ from numpy import ndarray
 from gracl.errors import GraclError, expected
 from gracl.kernels import compiled, dot, over_rows, readable, real, thread_count
 from gracl.relations.rules import CLOSED, InterRule, IntraRule, check_rules, inter_scores, intra_scores
-from gracl.relations.scoring import EQUAL, resolved, steady, table_of
-from gracl.similarity import Device
+from gracl.relations.scoring import EQUAL, steady, table_of
+from gracl.similarity import Device, Options, resolve
 from gracl.types import NOISE, Feature, Neighbors, Proxies
 
 
@@ -64,7 +64,7 @@ def mine_proxies(
         GraclError: labels that are not numbered 0..C-1, or neighbours of other features.
     """
     check_rules(inter_rule, intra_rule, centroids, rule_temperature, block_rows)
-    threads, place = thread_count(threads), resolved(device)
+    threads, (_, place) = thread_count(threads), resolve(Options(device=device))
     sizes, features = cluster_sizes(labels), np.ascontiguousarray(features)
     sums = _sums(features, labels, len(sizes), block_rows, threads)
     foreign, own = _closed_forms(features, labels, sizes, sums, inter_rule == "cluster_mean", threads)

@@ -18,7 +18,6 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from gracl.errors import ConfigError, expected
 from gracl.types import NOISE, Feature
 
 Read = Callable[[ndarray, torch.dtype], Tensor]
@@ -146,20 +145,6 @@ def _reader(features: Feature[ndarray, "images dim"], place: str) -> Read:
     if place == "cuda" and 2 * features.nbytes < torch.cuda.mem_get_info()[0]:
         rows = rows.to(place)
     return lambda ids, dtype: rows.index_select(0, torch.from_numpy(ids).to(rows.device)).to(place).to(dtype)
-
-
-def resolved(device: str) -> str:
-    """The torch device that is meant, or a refusal.
-
-    Raises:
-        ConfigError: a device that is not known or not there.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(expected("device auto, cpu or cuda", device, "choose one of them"))
-    gpu = torch.cuda.is_available()
-    if device == "cuda" and not gpu:
-        raise ConfigError(expected("a CUDA device", "none that torch can see", "use device=auto or device=cpu"))
-    return "cuda" if gpu and device != "cpu" else "cpu"
 
 
 @contextmanager

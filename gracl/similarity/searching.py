@@ -92,8 +92,7 @@ def top_k(
     Meant for k much smaller than the gallery; more than there are rows gives all rows. Options and errors as
     `nearest`.
     """
-    nobody = np.full(len(query), EMPTY, np.int64)
-    return Searcher(gallery, **options).top_k(query, nobody, k, progress)
+    return Searcher(gallery, **options).top_k(query, k, progress)
 
 
 def shares(rows: int, parts: int) -> list[tuple[int, int]]:
@@ -141,25 +140,30 @@ class Searcher:
     def nearest(self, k: int, *, rows: tuple[int, int] | None = None, progress: Progress | None = None) -> Neighbors:
         """The k nearest rows of the gallery's own rows (those of `rows`); see the function `nearest`."""
         start, stop = rows or (0, len(self._gallery))
-        own = np.arange(start, stop)
-        found = self.top_k(self._gallery[start:stop], own, k, progress)
+        found = self._table(self._gallery[start:stop], np.arange(start, stop), k, progress)
         return Neighbors(*found, recall=self._recall(found[0], start, k) if self._index else 1.0)
 
     def top_k(
+        self, query: Feature[ndarray, "queries dim"], k: int, progress: Progress | None = None
+    ) -> tuple[Int32[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
+        """The k best gallery rows of each query; see the function `top_k`."""
+        _check_finite(query, self.options.threads)
+        return self._table(query, np.full(len(query), EMPTY, np.int64), k, progress)
+
+    def _table(
         self,
         query: Feature[ndarray, "queries dim"],
         own: Int64[ndarray, "queries"],
         k: int,
         progress: Progress | None = None,
     ) -> tuple[Int32[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
-        """The k best gallery rows of each query; `own` is the gallery row to put first, or -1."""
+        """The lists of queries that are known to be finite; `own` is the gallery row to put first, or -1."""
         if k < 1:
             raise ConfigError(expected("k >= 1", k, "ask for the row itself at least"))
         k = min(k, len(self._gallery))
         indices, similarities = np.empty((len(query), k), np.int32), np.empty((len(query), k), np.float32)
         if not k:
             return indices, similarities
-        _check_finite(query, self.options.threads)
         with _threads(self.options.threads, self._uses_faiss):
             for start in range(0, len(query), self.options.block_rows):
                 part = slice(start, min(start + self.options.block_rows, len(query)))
@@ -198,7 +202,7 @@ class Searcher:
         some = np.sort(rng(0, "recall").permutation(len(found))[:_RECALL_ROWS])
         index, self._index = self._index, None
         try:
-            true, _ = self.top_k(self._gallery[start + some], start + some, k)
+            true, _ = self._table(self._gallery[start + some], start + some, k)
         finally:
             self._index = index
         hits = sum(len(np.intersect1d(one, other)) for one, other in zip(true, found[some], strict=True))

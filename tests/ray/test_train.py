@@ -140,3 +140,26 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_clust
     config = toy_config(toy_shards, runs, name="large", scale__worker_cpus=64)
     with pytest.raises(ConfigError, match=r"a cluster with 65 CPUs and 0 GPUs.*one with 4 CPUs"):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("shards", {"relations__shards": 2, "scale__shard_cpus": 0.25, "relations__precision": "float16"}),
+        (
+            "cameras",
+            {
+                "relations__camera_aware": True,
+                "relations__inter_rule": "nearest_centroids",
+                "relations__clustering": "hdbscan",
+                "relations__min_cluster_size": 3,
+            },
+        ),
+    ],
+)
+def test_relations_of_other_kinds_equal_the_local_run(ray_cluster, toy_shards, runs, name, changes):
+    changes |= {"epochs": 1, "eval_untrained": False}
+    result = train(toy_config(toy_shards, runs, name=name, **changes))
+    state = load_state(result["checkpoint"])
+    assert_same_run(state, learn(toy_config(toy_shards, **changes)))
+    assert ("cluster/camera_entropy" in state.history[0]) == (name == "cameras")

@@ -5,7 +5,9 @@ import numpy as np
 import psutil
 import pytest
 
-from gracl.measuring import phase
+from gracl import measuring
+from gracl.errors import GraclError
+from gracl.measuring import available_memory, phase, require_memory
 
 
 def resident():
@@ -91,3 +93,33 @@ def test_is_cheap():
         with phase("nothing", stats):
             pass
     assert (time.perf_counter() - start) / 20 < 0.02  # ending does not wait for the next look
+
+
+def control_group(folder, limit, used, inactive, name="inactive_file"):
+    files = folder / "max", folder / "current", folder / "stat"
+    for file, text in zip(files, (str(limit), str(used), f"anon 5\n{name} {inactive}"), strict=True):
+        file.write_text(f"{text}\n")
+    return files
+
+
+def test_memory_is_what_the_control_group_leaves(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "_GROUPS", (control_group(tmp_path, 10**6, 700_000, 100_000),))
+    assert available_memory() == 400_000
+    monkeypatch.setattr(measuring, "_GROUPS", (control_group(tmp_path, 10**6, 10**6, 200, "total_inactive_file"),))
+    assert available_memory() == 200
+
+
+def test_memory_is_that_of_the_machine_where_no_group_has_less(tmp_path, monkeypatch):
+    machine = psutil.virtual_memory().total
+    for limit in ("max", 2**63):
+        monkeypatch.setattr(measuring, "_GROUPS", (control_group(tmp_path, limit, 0, 0),))
+        assert 10**7 < available_memory() <= machine
+    monkeypatch.setattr(measuring, "_GROUPS", (tuple(tmp_path / name for name in ("no", "such", "files")),))
+    assert 10**7 < available_memory() <= machine
+
+
+def test_work_that_memory_is_too_small_for_is_refused(monkeypatch):
+    monkeypatch.setattr(measuring, "available_memory", lambda: 3 * 10**9)
+    require_memory(3 * 10**9, "three", "never mind")
+    with pytest.raises(GraclError, match=r"expected 3.1 GB of free memory for pigs; came 3.0 GB; buy a barn"):
+        require_memory(31 * 10**8, "pigs", "buy a barn")

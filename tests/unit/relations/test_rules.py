@@ -10,7 +10,7 @@ from gracl.randomness import rng
 from gracl.relations import rules, scoring
 from gracl.relations.proxies import mine_proxies
 from gracl.relations.rules import check_rules
-from gracl.relations.scoring import float32_error, resolved, steady
+from gracl.relations.scoring import float32_error, steady
 from gracl.types import Neighbors
 from tests.naive import proxies as naive
 from tests.naive import relations
@@ -179,14 +179,12 @@ def test_refuses_neighbours_of_other_features():
             mine_proxies(features, labels, inter_rule="nearest_sample", neighbors=lists)
 
 
-def test_refuses_rules_and_devices_that_are_not_known():
+def test_refuses_rules_that_are_not_known():
     good = {"inter_rule": "mean", "intra_rule": "mean", "centroids": 10, "rule_temperature": 0.05, "block_rows": 1}
     check_rules(**good)
     for bad in ({"inter_rule": "median"}, {"intra_rule": "nearest_sample"}):
         with pytest.raises(ConfigError, match="among mean"):
             check_rules(**{**good, **bad})
-    with pytest.raises(ConfigError, match="auto, cpu or cuda"):
-        resolved("tpu")
 
 
 @pytest.mark.parametrize("dim", [3, 64, 700])

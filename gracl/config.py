@@ -269,6 +269,18 @@ class TrainConfig(Section):
             f"shards={relations.shards}, search={relations.search}, camera_aware={relations.camera_aware}",
             "set relations.shards=1",
         )
+        _refuse_unless(
+            relations.search == "exact" or not (relations.camera_aware or relations.backend == "torch"),
+            "relations.search=exact with camera_aware or backend=torch",
+            f"search={relations.search}, camera_aware={relations.camera_aware}, backend={relations.backend}",
+            "set relations.search=exact, or leave these two as they are",
+        )
+        _refuse_unless(
+            relations.k2_intra <= relations.k1_intra + 1 and relations.k2_inter <= relations.k1_inter + 1,
+            "relations.k2_intra and k2_inter of at most k1_intra + 1 and k1_inter + 1",
+            f"{relations.k2_intra} and {relations.k2_inter}",
+            "lower them",
+        )
         gpus = self.scale.worker_gpus
         _refuse_unless(
             gpus == int(gpus) or (gpus < 1 and self.scale.workers == 1),
@@ -290,6 +302,30 @@ class TrainConfig(Section):
             "name both splits, or set both to ''",
         )
         return self
+
+    def idle(self) -> list[str]:
+        """Settings that were changed and are not used beside the others, for the user to hear of."""
+        relations, standard = self.relations, TrainConfig(data=Data(root="")).flat()
+        changed = {name for name, value in self.flat().items() if value != standard[name]}
+        pairs = [
+            (relations.search == "exact", "search=exact", "relations.index relations.effort"),
+            (relations.search != "exact", "search=approximate", "relations.backend"),
+            (relations.clustering == "hdbscan", "clustering=hdbscan", "relations.eps"),
+            (relations.clustering != "hdbscan", f"clustering={relations.clustering}", "relations.min_cluster_size"),
+            (relations.camera_aware, "camera_aware=true", "relations.k1 relations.k2"),
+            (not relations.camera_aware, "camera_aware=false", "relations.k1_intra relations.k1_inter"),
+            (not relations.camera_aware, "camera_aware=false", "relations.k2_intra relations.k2_inter"),
+            (relations.inter_rule != "nearest_centroids", f"inter_rule={relations.inter_rule}", "relations.centroids"),
+            (relations.inter_rule != "log_sum_exp", f"inter_rule={relations.inter_rule}", "relations.rule_temperature"),
+            (relations.shards == 1, "shards=1", "scale.shard_cpus scale.shard_gpus"),
+        ]
+        return [
+            f"{name} is not used with relations.{why}"
+            for holds, why, names in pairs
+            if holds
+            for name in names.split()
+            if name in changed
+        ]
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide what is learnt: a run can be resumed only with the same ones."""

@@ -137,13 +137,12 @@ def fit(
         seed=seed,
         threads=decode_threads,
     )
-    aware = (relations or {}).get("camera_aware", False)
-    cameras = train.camera_ids() if camera_balanced or aware else None
+    cameras = train.camera_ids()
     relator = relator or DirectRelator(
         len(train),
         query=stores[splits.query].identities() if splits.query else None,
         gallery=stores[splits.gallery].identities() if splits.gallery else None,
-        cameras=cameras,
+        cameras=cameras if (cameras >= 0).any() else None,
         **(relations or {}),
     )
     return fit_ports(

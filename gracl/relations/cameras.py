@@ -110,7 +110,7 @@ def camera_weights(
         ConfigError: options out of range.
         GraclError: tables that are too short, or not of `camera_neighbors`.
     """
-    _check_options(k1_intra, k1_inter, k2_intra, k2_inter)
+    check_list_lengths(k1_intra, k1_inter, k2_intra, k2_inter)
     _check_tables(neighbors, k1_intra, k1_inter)
     intra, near = map(np.ascontiguousarray, (neighbors.intra, neighbors.intra_similarities))
     inter, far = map(np.ascontiguousarray, (neighbors.inter, neighbors.inter_similarities))
@@ -140,13 +140,17 @@ def _check_cameras(
             expected(
                 "a known camera for every image",
                 f"{len(unknown)} images without, among them {unknown[:5].tolist()}",
-                "ingest with a layout that knows cameras, or use the distance that asks for none (jaccard_distance)",
+                "ingest with a layout that knows cameras, or set relations.camera_aware=false",
             )
         )
 
 
-def _check_options(k1_intra: int, k1_inter: int, k2_intra: int, k2_inter: int) -> None:
-    """Refuses settings before any work."""
+def check_list_lengths(k1_intra: int, k1_inter: int, k2_intra: int, k2_inter: int) -> None:
+    """Refuses settings before any work.
+
+    Raises:
+        ConfigError: one of them is out of range.
+    """
     if min(k1_intra, k1_inter) < 1 or not 1 <= k2_intra <= k1_intra + 1 or not 0 <= k2_inter <= k1_inter + 1:
         raise ConfigError(
             expected(

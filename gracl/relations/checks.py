@@ -1,5 +1,8 @@
 """What `relate` refuses before it works, and after: settings, features, memory, and clusters that are none."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
@@ -7,12 +10,14 @@ from numpy import ndarray
 from gracl.errors import ClusteringCollapsed, ConfigError, GraclError, expected
 from gracl.kernels import squared_lengths
 from gracl.measuring import require_memory
-from gracl.types import NOISE
+from gracl.types import NOISE, Feature
 
 _LENGTH = 1e-3
-# What the steps after the search hold at their peak for each row and each of its k1 neighbours: the table, the sets
-# and their averages, the inverted lists and both halves of the graph. Measured: 55 to 75 (docs/results.md).
+# What the steps hold at their peak for each row and each of its k1 neighbours: the table, the sets and their averages,
+# the inverted lists and the graph up to eps (measured: docs/results.md, section 8).
 _BYTES_A_NEIGHBOUR = 100
+# All distances below 1 are some 500 entries a row, twice while the matrix is made; HDBSCAN takes 20 bytes for each.
+_BYTES_OF_A_WHOLE_GRAPH = 12_000
 
 
 def check_settings(
@@ -29,6 +34,10 @@ def check_settings(
         raise ConfigError(expected("0 < eps < 1", f"eps={eps}", "the usual values are 0.4 to 0.7"))
     if min_samples < 1:
         raise ConfigError(expected("min_samples >= 1", min_samples, "the usual value is 4"))
+    if camera_aware and search != "exact":
+        raise ConfigError(
+            expected("search=exact with camera_aware", search, "use search=exact: nobody would hear of the recall")
+        )
     if shards < 1 or (shards > 1 and (camera_aware or search != "exact")):
         raise ConfigError(
             expected(
@@ -43,8 +52,7 @@ def check_features(features: ndarray, k1: int, threads: int) -> None:
     """Refuses what could only give labels without meaning, or none at all.
 
     Raises:
-        GraclError: features that are empty, of another dtype, not finite, not of unit length, or too many for the
-            memory that is free.
+        GraclError: features that are empty, of another dtype, not finite, or not of unit length.
         ConfigError: a k1 that makes every image everybody's neighbour.
     """
     if features.ndim != 2 or features.dtype not in (np.float16, np.float32) or not features.size:
@@ -63,12 +71,33 @@ def check_features(features: ndarray, k1: int, threads: int) -> None:
                 "lower relations.k1 (with camera_aware: k1_intra, k1_inter) to the images of an object, or bring more",
             )
         )
+    _check_lengths(features, threads)
+
+
+def check_memory(
+    features: Feature[ndarray, "images dim"], k1: int, whole: bool, camera_aware: bool, searched: Mapping[str, Any]
+) -> None:
+    """Refuses work that the free memory is surely too small for.
+
+    Args:
+        k1: neighbours of each image, of both lists by camera.
+        whole: the clustering asks for all distances below 1.
+        searched: the options of the search.
+
+    Raises:
+        GraclError: less is free. Not counted are the sums of clusters, of which nobody knows how many there will be.
+    """
+    graph, singles = _BYTES_OF_A_WHOLE_GRAPH if whole else 0, 4 * features.size
+    needed = len(features) * (k1 * _BYTES_A_NEIGHBOUR + graph) + (features.nbytes if camera_aware else 0)
+    if searched["search"] == "approximate" and searched["index"] == "hnsw":
+        needed += singles
+    if searched["backend"] == "faiss" and features.dtype == np.float16:
+        needed += singles
     require_memory(
-        len(features) * k1 * _BYTES_A_NEIGHBOUR,
+        needed,
         f"{k1} neighbours of {len(features)} images and what follows from them",
         "lower relations.k1, or run the relations on a larger machine",
     )
-    _check_lengths(features, threads)
 
 
 def _check_lengths(features: ndarray, threads: int) -> None:

@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 from numpy import ndarray
 from scipy.sparse import csr_array
 
 from gracl.measuring import phase
-from gracl.relations.cameras import camera_neighbors, camera_weights
-from gracl.relations.checks import check_cameras, check_clusters, check_features, check_settings
+from gracl.relations.cameras import camera_neighbors, camera_weights, check_list_lengths
+from gracl.relations.checks import check_cameras, check_clusters, check_features, check_memory, check_settings
 from gracl.relations.clustering import Clustering, cluster
 from gracl.relations.diagnostics import describe, silhouette
 from gracl.relations.jaccard import reciprocal_weights, shared_distance
@@ -134,12 +135,14 @@ def relate(
     clustered: dict[str, Any] = {"clustering": clustering, "eps": eps, "min_samples": min_samples}
     clustered |= {"min_cluster_size": min_cluster_size}
     check_settings(k1, k2, eps, min_samples, shards, search, camera_aware)
+    check_list_lengths(k1_intra, k1_inter, k2_intra, k2_inter)
     check_rules(inter_rule, intra_rule, centroids, rule_temperature, block_rows)
     resolve(Options(**searched))
     cluster(_NO_GRAPH, **clustered)  # its options and packages are looked at all the same
     check_cameras(cameras, len(features), camera_aware)
     check_features(features, k1_intra + k1_inter if camera_aware else k1, threads)
-    features = features.astype(np.float16) if precision == "float16" else features
+    check_memory(features, k1_intra + k1_inter if camera_aware else k1, clustering in _WHOLE, camera_aware, searched)
+    features = features.astype(np.float16, copy=False) if precision == "float16" else features
     rows, stats = len(features), dict[str, float]()
     tell = progress or (lambda phase, done, rows: None)
     table = None
@@ -176,6 +179,8 @@ def relate(
         stats["silhouette"] = silhouette(weights, inverted, labels, threads=threads)
         stats |= describe(features, labels, proxies, cameras=cameras, threads=threads)
     tell("figures", rows, rows)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what the search held; ranks may share the GPU
     return Assignment(epoch=epoch, labels=labels, proxies=proxies, stats=stats)
 
 

@@ -7,6 +7,7 @@ torch collectives.
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,13 +76,15 @@ class RelationActor:
         self._images, self._cameras = images, list(cameras)
         self._options = options | {"threads": threads}
         self._shard, self._shards = shards, list[Any]()
+        # One relation at a time: that of a lost group ends before the next begins, with its memory and its shards.
+        self._one = threading.Lock()
         self._progress: Callable[[str, int, int], None] | None = throttled(board) if board else None
         self._meetings: dict[Key, Meeting] = {}
         self._judged: Judged | None = None
 
     async def ready(self) -> bool:
         """True once the actor and its shards live."""
-        await asyncio.to_thread(self._start_shards)
+        await asyncio.to_thread(self._prepare)
         return True
 
     async def relate(self, attempt: str, epoch: int, rank: int, ranks: int, part: list[ObjectRef]) -> Assignment:
@@ -136,7 +139,11 @@ class RelationActor:
         meeting.parts.clear()
 
     def _relate(self, epoch: int, parts: list[list[FeatureTable]]) -> Assignment:
-        self._start_shards()
+        with self._one:
+            self._start_shards()
+            return self._work(epoch, parts)
+
+    def _work(self, epoch: int, parts: list[list[FeatureTable]]) -> Assignment:
         tables: list[FeatureTable] = [part for (part,) in parts]
         size = sum(table.features.nbytes for table in tables)
         require_memory(
@@ -145,6 +152,7 @@ class RelationActor:
             "set relations.precision=float16, or run the relation actor on a larger machine",
         )
         features, find = FeatureTable.gather(tables, self._images), find_here
+        features = features.astype(self._options.get("precision", features.dtype), copy=False)
         if self._shards:
             # From here on the one copy is in the object store, where shards on this node read it too.
             reference = ray.put(features)
@@ -152,6 +160,10 @@ class RelationActor:
             find = partial(find_on, self._shards, reference)
         cameras = self._cameras[0].future().result() if self._cameras else None
         return relate(features, epoch=epoch, cameras=cameras, find=find, progress=self._progress, **self._options)
+
+    def _prepare(self) -> None:
+        with self._one:
+            self._start_shards()
 
     def _start_shards(self) -> None:
         """The shards die with this process, so one that was started again starts them anew."""

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,44 @@ def prepare(config: TrainConfig) -> Run:
     saved = json.loads(storage.read_bytes(record_uri)) if storage.exists(record_uri) else {}
     if saved:
         check_recipe(saved["recipe"], recipe)
-    if config.camera_balanced and manifests[config.data.train].num_cameras < 2:
-        raise ConfigError(
-            expected(
-                "a train split of two cameras or more for camera_balanced=true",
-                f"{manifests[config.data.train].num_cameras} known cameras",
-                "set camera_balanced=false",
-            )
-        )
+    _check_relations(config, manifests[config.data.train])
     # An unknown backbone or unfit weights fail here. A run that has an epoch needs its first weights no more.
     first = {"weights": None} if latest_epoch(storage.join(runs, name)) else {}
     build_encoder(**(config.encoder.options() | first), seed=config.seed)
     return Run(config, name, runs, root, manifests, recipe, saved)
+
+
+def _check_relations(config: TrainConfig, train: Manifest) -> None:
+    """Refuses what the first epoch would find out after its scan."""
+    relations = config.relations
+    for switch, on in (("camera_balanced", config.camera_balanced), ("relations.camera_aware", relations.camera_aware)):
+        if on and train.num_cameras < 2:
+            raise ConfigError(
+                expected(
+                    f"a train split of two cameras or more for {switch}=true",
+                    f"{train.num_cameras} known cameras",
+                    f"set {switch}=false",
+                )
+            )
+    if not relations.camera_aware and relations.k1 > train.num_images:
+        raise ConfigError(
+            expected(
+                f"relations.k1 of at most the {train.num_images} images of the train split",
+                relations.k1,
+                "lower relations.k1 to about the images of one object",
+            )
+        )
+    needed = {"infomap": relations.clustering == "infomap"}
+    needed["faiss"] = relations.search == "approximate" or relations.backend == "faiss"
+    for package in (name for name, asked in needed.items() if asked and find_spec(name) is None):
+        extra = {"infomap": "infomap", "faiss": "cpu"}[package]
+        raise ConfigError(
+            expected(
+                f"the package {package}",
+                "no such package",
+                f"install gracl[{extra}] here and on every node, or do without",
+            )
+        )
 
 
 def _with_whole_paths(config: TrainConfig) -> TrainConfig:

@@ -15,11 +15,15 @@ from gracl.errors import ConfigError, GraclError, expected
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run will hold of the cluster at one time; `waits` for a cluster that grows when more is asked for."""
+    """What a run will hold of the cluster at one time; `waits` for a cluster that grows when more is asked for.
+
+    `largest` has the GPUs and CPUs of the largest part, which one node must have.
+    """
 
     cpus: float
     gpus: float
     parts: str
+    largest: tuple[float, float] = (0, 0)
     advice: str = "lower scale.workers or what each part reserves, add nodes, or set scale.autoscaling=true"
     waits: bool = False
 
@@ -118,13 +122,27 @@ def _start(demand: Demand) -> None:
 
 
 def _check(demand: Demand) -> None:
+    if demand.waits:
+        return
     has = ray.cluster_resources()
     cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
-    if not demand.waits and (cpus < demand.cpus or gpus < demand.gpus):
+    if cpus < demand.cpus or gpus < demand.gpus:
         raise ConfigError(
             expected(
                 f"a cluster with {demand.cpus:g} CPUs and {demand.gpus:g} GPUs ({demand.parts})",
                 f"one with {cpus:g} CPUs and {gpus:g} GPUs",
                 demand.advice,
+            )
+        )
+    gpus, cpus = demand.largest
+    nodes = [
+        (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]
+    ]
+    if not any(node[0] >= gpus and node[1] >= cpus for node in nodes):
+        raise ConfigError(
+            expected(
+                f"a node with {cpus:g} CPUs and {gpus:g} GPUs, for the largest part of the run",
+                f"nodes with {', '.join(f'{node[1]:g} and {node[0]:g}' for node in sorted(nodes))}",
+                "lower what a worker or a shard reserves, or use larger nodes",
             )
         )

@@ -55,6 +55,8 @@ class Shard:
     def release(self) -> None:
         """Lets go of the features, so that the object store can."""
         self._searchers.clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def start_shards(shards: int, *, cpus: float, gpus: float, threads: int) -> list[Any]:

@@ -39,6 +39,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         TrainingFailed: it ended for a reason outside gracl.
     """
     run = prepare(config)
+    for words in config.idle():
+        say(f"note: {words}")
     uri = tracking_uri(config.tracking.uri, run.runs)
     if run.record.get("finished", 0) >= config.epochs:
         say(f"run {run.name} has done its {config.epochs} epochs already")
@@ -63,6 +65,7 @@ def demand(config: TrainConfig) -> Demand:
     return Demand(
         cpus=scale.workers * scale.worker_cpus + scale.relation_cpus + shards * scale.shard_cpus + stream,
         gpus=scale.workers * scale.worker_gpus + scale.relation_gpus + shards * scale.shard_gpus,
+        largest=max((scale.worker_gpus, scale.worker_cpus), (scale.shard_gpus, scale.shard_cpus) if shards else (0, 0)),
         parts=f"{scale.workers} workers, the relation actor"
         + (f", {shards} shards" if shards else "")
         + " and one task of the stream",
@@ -76,7 +79,9 @@ def learn(run: Run, uri: str) -> None:
     board = open_board()
     data = config.data
     # A remote train split is not copied to the driver's node for nothing: only its cameras may be wanted here.
-    wants_cameras = config.camera_balanced or config.relations.camera_aware
+    # Beside who asks for them, the figures of clusters do, where the split lies here and has any.
+    known = storage.is_local(run.root) and run.manifests[data.train].num_cameras > 0
+    wants_cameras = config.camera_balanced or config.relations.camera_aware or known
     needed = [split for split in (data.query, data.gallery, data.train if wants_cameras else "") if split]
     stores = {split: ShardStore.open(run.root, split, cache=data.cache) for split in needed}
     judged_by = [ray.put((stores[data.query].identities(), stores[data.gallery].identities()))] if data.query else []

@@ -6,19 +6,8 @@ put in order (`settling.py`). So the exact table does not depend on engine, devi
 of the product: equal rows are exactly equal, and stand in order of index.
 """
 
-from gracl.similarity.searching import (
-    Backend,
-    Device,
-    Index,
-    Options,
-    Search,
-    Searcher,
-    merged,
-    nearest,
-    resolve,
-    shares,
-    top_k,
-)
+from gracl.similarity.options import Backend, Device, Index, Options, Search, resolve
+from gracl.similarity.searching import Searcher, merged, nearest, shares, top_k
 
 __all__ = [
     "Backend",

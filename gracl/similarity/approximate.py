@@ -1,7 +1,7 @@
-"""Approximate proposals, for tables too large to multiply with themselves: cells of k-means, or faiss's graph.
+"""Who proposes beside the product of all rows: cells of k-means, faiss's graph, and faiss's exact search.
 
-Neither promises the same table on another machine or thread count, and neither is needed where a GPU is: measured
-figures are in docs/results.md. What is proposed is scored exactly all the same.
+The first two are approximate, for tables too large to multiply with themselves, and promise no equal table on another
+machine or thread count (docs/results.md has what they find and cost). What is proposed is scored exactly all the same.
 """
 
 import math
@@ -124,6 +124,32 @@ class Graph:
         self._index.hnsw.efSearch = self._effort or 4 * count
         values, found = self._index.search(np.ascontiguousarray(query, np.float32), count)
         return values, found
+
+
+class Flat:
+    """faiss's exact search; it holds a float32 copy of the table if that is float16.
+
+    Args:
+        gallery: the rows.
+        place: "cpu", or "cuda" for faiss-gpu.
+    """
+
+    def __init__(self, gallery: Feature[ndarray, "gallery dim"], place: str) -> None:
+        import faiss
+
+        self._gallery = np.ascontiguousarray(gallery, np.float32)
+        self._resources = faiss.StandardGpuResources() if place == "cuda" else None
+
+    def propose(
+        self, query: Feature[ndarray, "queries dim"], count: int
+    ) -> tuple[Float32[ndarray, "queries count"], Int64[ndarray, "queries count"]]:
+        """The best rows of all."""
+        import faiss
+
+        asked, product = np.ascontiguousarray(query, np.float32), faiss.METRIC_INNER_PRODUCT
+        if self._resources is None:
+            return faiss.knn(asked, self._gallery, count, metric=product)
+        return faiss.knn_gpu(self._resources, asked, self._gallery, count, metric=product)
 
 
 def _gpu(product: Product) -> bool:

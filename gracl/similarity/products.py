@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 
@@ -27,12 +27,13 @@ class Product:
     Args:
         gallery: the rows; a memory-mapped table is read where it is.
         place: "cpu" or "cuda".
-        half: rows are rounded to float16 (the sums stay float32). A query's similarities are then off by some 1e-5,
-            which `settling` measures and allows for.
+        half: rows are rounded to float16; the sums stay float32. Rows that came as float16 lose nothing.
         resident: keep the rows on the GPU; None: when they fit. On the CPU they are read where they lie.
 
     Attributes:
         kept: the rows on the device as they came, where they are resident on one.
+        error: how far a similarity of unit rows may be off at most, before `settling` has seen any: n products and sums
+            in float32 (Higham 3.1), and the rounding of both factors to 11 bits.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Product:
         self.place, self.rows, self.half = place, len(gallery), half
         self._dtype = torch.float16 if half else torch.float32
         self._gallery = gallery
+        rounds = half and gallery.dtype != np.float16
+        self.error = (gallery.shape[1] + 16) * 2.0**-24 + (2 * 2.0**-11 if rounds else 0)
         # The rows as they came, for `settling`, and rounded for the product: one tensor when they are the same.
         self.kept: Tensor | None = None
         self._rounded: Tensor | None = None
@@ -72,11 +75,15 @@ class Product:
                 indices = indices.gather(1, order)
         return values, indices
 
-    def scores(self, query: Feature[ndarray, "queries dim"]) -> Float32[ndarray, "queries gallery"]:
-        """The similarities of a few queries to every row."""
-        out = np.empty((len(query), self.rows), np.float32)
-        for start, scores in self._scores(query):
-            out[:, start : start + scores.shape[1]] = scores.cpu().numpy()
+    def in_double(self, query: Feature[ndarray, "queries dim"]) -> Float64[ndarray, "queries gallery"]:
+        """The similarities of a few queries to every row, from the rows as they came, in double precision."""
+        out = np.empty((len(query), self.rows))
+        rows = as_tensor(np.ascontiguousarray(query)).to(self.place).double()
+        step = max(1, MOST_VALUES[self.place] // (4 * max(1, self._gallery.shape[1])))
+        for start in range(0, self.rows, step):
+            some = slice(start, min(start + step, self.rows))
+            columns = self._upload(some.start, some.stop) if self.kept is None else self.kept[some]
+            out[:, some] = (rows @ columns.double().T).cpu().numpy()
         return out
 
     def between(self, query: Tensor, rows: Int64[ndarray, "rows"]) -> Float32[Tensor, "queries rows"]:
@@ -114,7 +121,9 @@ class Product:
         return query @ columns.T
 
     def _fits(self) -> bool:
-        free = torch.cuda.mem_get_info()[0]
+        # What torch holds back of an earlier table is free to it, but not in the driver's eyes.
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        free = torch.cuda.mem_get_info()[0] + cached
         twice = self._gallery.dtype != np.float16 and self.half
         return self._gallery.nbytes + twice * self._gallery.nbytes // 2 < _RESIDENT * free
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,36 +10,19 @@ from jaxtyping import Float32, Int32, Int64
 from numpy import ndarray
 
 from gracl.errors import ConfigError, GraclError, expected
-from gracl.kernels import Progress, squared_lengths, thread_count
+from gracl.kernels import Progress, squared_lengths
 from gracl.randomness import rng
-from gracl.similarity.approximate import open_index
+from gracl.similarity.approximate import Flat, open_index
+from gracl.similarity.options import Options, resolve
 from gracl.similarity.products import Product
 from gracl.similarity.settling import Block, disputed, look_through, settle, settle_on_device
 from gracl.types import EMPTY, Feature, Neighbors
-
-Backend = Literal["auto", "faiss", "torch"]
-Device = Literal["auto", "cpu", "cuda"]
-Search = Literal["exact", "approximate"]
-Index = Literal["ivf", "hnsw"]
 
 # Candidates beyond k. They make it rare that the k-th place is disputed (then the whole row is looked through); a
 # half product needs more of them, because it cannot tell apart what is nearer than its rounding.
 _SPARE, _SPARE_HALF = 8, 34
 # Rows whose true neighbours are looked up to see what an approximate search has found.
 _RECALL_ROWS = 1000
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to search; the keywords of `nearest`. Checked, and the device resolved, by `Searcher`."""
-
-    search: Search = "exact"
-    index: Index = "ivf"
-    effort: int = 0
-    backend: Backend = "auto"
-    block_rows: int = 4096
-    threads: int = 0
-    device: Device = "auto"
 
 
 def nearest(
@@ -90,8 +71,10 @@ def top_k(
     """The k most similar gallery rows of every query, and how similar: `nearest` between two sets.
 
     Meant for k much smaller than the gallery; more than there are rows gives all rows. Options and errors as
-    `nearest`.
+    `nearest`, but for an approximate search, which is refused: nobody would hear of its recall.
     """
+    if options.get("search", "exact") != "exact":
+        raise ConfigError(expected("search=exact between two sets", options["search"], "use nearest, or leave it out"))
     return Searcher(gallery, **options).top_k(query, k, progress)
 
 
@@ -130,7 +113,14 @@ class Searcher:
         _check_finite(gallery, chosen.threads)
         self._gallery = np.ascontiguousarray(gallery)
         with _threads(chosen.threads, self._uses_faiss):
-            self._product = Product(self._gallery, self._place, half=self._place == "cuda")
+            faiss = self._backend == "faiss"
+            self._flat = Flat(self._gallery, self._place) if faiss and chosen.search == "exact" else None
+            self._product = Product(
+                self._gallery,
+                self._place,
+                half=self._place == "cuda" and not faiss,
+                resident=False if faiss else None,  # only disputed rows would read it
+            )
             self._index = (
                 open_index(self._product, self._gallery, chosen.index, chosen.effort)
                 if chosen.search == "approximate" and len(gallery)
@@ -178,18 +168,17 @@ class Searcher:
             raw, candidates = self._index.propose(block.query, min(k + _SPARE, rows))
             settle(block, raw, candidates, self.options.threads)
             short = np.flatnonzero(block.indices[:, -1] == EMPTY)
-            look_through(block, short, self._product, 0.0)
+            look_through(block, short, self._product)
             return
         spare = _SPARE_HALF if self._product.half else _SPARE
         lowest, error = self._propose(block, min(k + spare, rows))
         if k + spare < rows:
-            rows_left, margin = disputed(block, lowest, error)
-            look_through(block, rows_left, self._product, margin)
+            look_through(block, disputed(block, lowest, max(self._product.error, 2 * error)), self._product)
 
     def _propose(self, block: Block, count: int) -> tuple[Float32[ndarray, "rows"], float]:
         """Settles the engine's best; the lowest raw similarity of each row, and the largest error."""
-        if self._backend == "faiss":
-            raw, candidates = _flat(block.query, block.gallery, count, self._place)
+        if self._flat:
+            raw, candidates = self._flat.propose(block.query, count)
             return raw.min(axis=1), settle(block, raw, candidates, self.options.threads)
         values, indices = self._product.propose(block.query, count)
         lowest = values.amin(dim=1).cpu().numpy()
@@ -207,61 +196,6 @@ class Searcher:
             self._index = index
         hits = sum(len(np.intersect1d(one, other)) for one, other in zip(true, found[some], strict=True))
         return hits / true.size if true.size else 1.0
-
-
-def _flat(query: ndarray, gallery: ndarray, count: int, place: str) -> tuple[ndarray, ndarray]:
-    """faiss's exact search."""
-    import faiss
-
-    query, gallery = (np.ascontiguousarray(table, np.float32) for table in (query, gallery))
-    if place == "cuda":
-        found = faiss.knn_gpu(faiss.StandardGpuResources(), query, gallery, count, metric=faiss.METRIC_INNER_PRODUCT)
-    else:
-        found = faiss.knn(query, gallery, count, metric=faiss.METRIC_INNER_PRODUCT)
-    return found[0], found[1]
-
-
-def resolve(options: Options) -> tuple[str, str]:
-    """The backend ("torch" or "faiss") and the place ("cpu" or "cuda") that are meant.
-
-    Raises:
-        ConfigError: what does not exist, is not there, or does not go together.
-    """
-    for what, holds, came, do in _demands(options):
-        if not holds:
-            raise ConfigError(expected(what, came, do))
-    thread_count(options.threads)
-    gpu = torch.cuda.is_available() and options.device != "cpu"
-    if options.backend == "faiss":
-        return "faiss", "cuda" if gpu and _faiss_gpus() else "cpu"
-    # Measured: faiss-cpu 1.15 needs 3 to 5 times the time of torch's product for the same table (docs/results.md).
-    return "torch", "cuda" if gpu else "cpu"
-
-
-def _demands(options: Options) -> Iterator[tuple[str, bool, object, str]]:
-    """(what is expected, whether it holds, what came, what to do), in the order in which it is worth knowing."""
-    one = options
-    yield "search exact or approximate", one.search in ("exact", "approximate"), one.search, "choose one of them"
-    yield "index ivf or hnsw", one.index in ("ivf", "hnsw"), one.index, "choose one of them"
-    yield "backend auto, faiss or torch", one.backend in ("auto", "faiss", "torch"), one.backend, "choose one of them"
-    yield "device auto, cpu or cuda", one.device in ("auto", "cpu", "cuda"), one.device, "choose one of them"
-    yield "block_rows >= 1 and effort >= 0", one.block_rows >= 1 and one.effort >= 0, one, "raise them"
-    cuda = one.device != "cuda" or torch.cuda.is_available()
-    yield "a CUDA device", cuda, "none that torch can see", "use device=auto or device=cpu"
-    wants_faiss = one.backend == "faiss" or one.search == "approximate"
-    there = not wants_faiss or find_spec("faiss") is not None
-    yield "the package faiss", there, "no such package", "install gracl[cpu], or use search=exact and backend=torch"
-    flat_gpu = not (one.backend == "faiss" and one.device == "cuda" and there) or _faiss_gpus() > 0
-    yield "a faiss that knows GPUs", flat_gpu, "faiss-cpu", "use backend=torch, or install gracl[gpu]"
-    suits = one.search == "exact" or one.backend != "torch"
-    yield "backend auto or faiss for an approximate search", suits, one.backend, "use backend=auto"
-
-
-def _faiss_gpus() -> int:
-    """How many GPUs faiss can use; 0 for faiss-cpu. (Any other GPU call without a driver would abort the process.)"""
-    import faiss
-
-    return int(faiss.get_num_gpus())
 
 
 @contextmanager

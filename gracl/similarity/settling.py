@@ -1,7 +1,7 @@
 """From proposed candidates to the one right order: scored again in double precision, own row first, ties by index.
 
-How far the proposals may be off is measured on the candidates themselves, so float32, TF32 and half precision need no
-rules of their own: a row is *disputed* when something that was not proposed could be as near as its k-th.
+A row is *disputed* when something that was not proposed could be as near as its k-th, given how far proposals may be
+off: `Product.error`, or twice what is measured on the candidates where that is more (somebody may have allowed TF32).
 """
 
 import typing
@@ -19,7 +19,8 @@ from gracl.types import EMPTY, Feature
 
 # Rows with more equals than this at the k-th place are not scored again one by one.
 _MOST_EQUALS = 1024
-_EPSILON = 1e-7
+# Sums of float32 products in double precision, in whatever order, differ by less than this between unit rows.
+_DOUBLE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -83,52 +84,45 @@ def _exact(query: Tensor, candidates: Int64[Tensor, "rows width"], kept: Tensor)
     return out
 
 
-def disputed(block: Block, lowest: Float32[ndarray, "rows"], error: float) -> tuple[Int64[ndarray, "disputed"], float]:
-    """The rows whose k-th place something not proposed could claim, and the margin of doubt.
+def disputed(block: Block, lowest: Float32[ndarray, "rows"], error: float) -> Int64[ndarray, "disputed"]:
+    """The rows whose k-th place something that was not proposed could claim.
 
     Args:
         lowest: the lowest raw similarity that was proposed for each row.
-        error: the largest error of raw similarities.
+        error: how far raw similarities may be off: what was not proposed is at most this much nearer than `lowest`.
     """
-    margin = 2 * error + _EPSILON
-    return np.flatnonzero(block.similarities[:, -1] <= lowest + margin), margin
+    return np.flatnonzero(block.similarities[:, -1] <= lowest + error)
 
 
-def look_through(block: Block, rows: Int64[ndarray, "disputed"], product: Product, margin: float) -> None:
-    """Settles disputed rows by the similarities of all gallery rows."""
-    k, step = block.indices.shape[1], max(1, MOST_VALUES["cpu"] // len(block.gallery))
+def look_through(block: Block, rows: Int64[ndarray, "disputed"], product: Product) -> None:
+    """Settles disputed rows by the similarities of all gallery rows, in double precision."""
+    k, step = block.indices.shape[1], max(1, MOST_VALUES["cpu"] // (2 * len(block.gallery)))
     query, gallery = readable(block.query), readable(block.gallery)
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
-        for row, scores in zip(some, product.scores(block.query[some]), strict=True):
-            near = _near(scores, float(block.similarities[row, -1]), k, margin)[None]
-            one = slice(row, row + 1)
-            _score(
-                query[one],
-                gallery,
-                scores[near],
-                near,
-                block.own[one],
-                0,
-                1,
-                block.indices[one],
-                block.similarities[one],
-            )
+        scores = product.in_double(block.query[some])
+        for row, one in zip(some, scores, strict=True):
+            near, part = _near(one, k), slice(row, row + 1)
+            mine = block.own[part], 0, 1, block.indices[part], block.similarities[part]
+            _score(query[part], gallery, one[near].astype(np.float32)[None], near[None], *mine)
 
 
-def _near(scores: Float32[ndarray, "gallery"], last: float, k: int, margin: float) -> Int64[ndarray, "near"]:
-    """Every gallery row that may belong to the k nearest, given that k rows at or above `last` are known.
+def _near(scores: Float64[ndarray, "gallery"], k: int) -> Int64[ndarray, "near"]:
+    """Every gallery row that may belong to the k nearest by float32 similarity and index, given double ones.
 
-    Where thousands are equal within the margin (copies; a network that has collapsed), those that surely belong and
-    the lowest indices of the rest.
+    Rows are equal when float32 cannot tell them apart. Where thousands are (copies; a network that has collapsed):
+    those that are nearer, and the lowest indices of the equal ones.
     """
-    near = np.flatnonzero(scores >= last - margin)
+    k = min(k, len(scores))
+    floor = np.partition(scores, len(scores) - k)[len(scores) - k]
+    rounding = np.spacing(np.float32(abs(floor))) / 2 + _DOUBLE
+    near = np.flatnonzero(scores >= floor - 2 * rounding)
     if len(near) <= k + _MOST_EQUALS:
         return near
-    floor = np.partition(scores, len(scores) - k)[len(scores) - k]
-    sure = np.flatnonzero(scores > floor + margin)
-    equal = np.flatnonzero(np.abs(scores - floor) <= margin)
-    return np.concatenate([sure, equal[: k - len(sure)]])
+    singles = scores.astype(np.float32)
+    last = np.float32(floor)
+    sure, equal = np.flatnonzero(singles > last), np.flatnonzero(singles == last)
+    return np.concatenate([sure, equal[: k - min(k, len(sure))]])
 
 
 @compiled

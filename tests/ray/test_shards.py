@@ -155,7 +155,8 @@ def test_the_relation_actor_killed_at_work_finds_its_shards_again(ray_cluster):
         answer = pool.submit(relator.relate, 0, FeatureTable(np.arange(len(table)), table))
         until = time.monotonic() + 60
         while ray.get(board.look.remote(0))[0][0] != "knn" and time.monotonic() < until:
-            time.sleep(0.05)
+            time.sleep(0.02)
+        assert not answer.done(), "it was too quick to be killed at work"
         ray.kill(actor, no_restart=False)
         found = answer.result(120)
     assert_same_answer(found, relate(table, threads=1, **OPTIONS))

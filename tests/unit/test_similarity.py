@@ -4,7 +4,8 @@ import torch
 
 from gracl.errors import ConfigError, GraclError
 from gracl.randomness import rng
-from gracl.similarity import Options, Searcher, nearest, products, searching, shares, top_k
+from gracl.similarity import Options, Searcher, nearest, products, resolve, shares, top_k
+from gracl.similarity import options as options_
 from gracl.similarity.products import Product
 from gracl.similarity.settling import Block, settle, settle_on_device
 from tests.naive import relations as naive
@@ -155,7 +156,7 @@ def test_refuses_words_it_does_not_know(name, says):
     options = Options()
     object.__setattr__(options, name, "some")  # as without the type checks of the tests
     with pytest.raises(ConfigError, match=says):
-        searching.resolve(options)
+        resolve(options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -167,7 +168,7 @@ def test_refuses_a_gpu_that_is_not_there():
 def test_says_so_when_faiss_is_missing_and_does_without(monkeypatch):
     features = random_rows(14, 30, 4)
     reference = nearest(features, 5, backend="torch", device="cpu")
-    monkeypatch.setattr(searching, "find_spec", lambda name: None)
+    monkeypatch.setattr(options_, "find_spec", lambda name: None)
     equal(nearest(features, 5, device="cpu"), reference)
     with pytest.raises(ConfigError, match="faiss"):
         nearest(features, 5, backend="faiss")
@@ -221,11 +222,32 @@ def test_columns_in_blocks_give_the_same_table(monkeypatch, most):
 def test_a_half_product_changes_nothing(monkeypatch, seed):
     features = np.concatenate([lookup(seed), grid_rows(seed, 90) @ np.eye(3, 24, dtype=np.float32)])
     reference = nearest(features, 12, device="cpu")
+    equal(halved(monkeypatch, features).nearest(12), reference)
+
+
+def halved(monkeypatch, features):
+    """A searcher whose product rounds the rows to float16, as on a GPU."""
     whole = Product.__init__
-    monkeypatch.setattr(Product, "__init__", lambda self, rows, place, half: whole(self, rows, place, half=True))
+    monkeypatch.setattr(
+        Product, "__init__", lambda self, rows, place, half, resident: whole(self, rows, place, half=True)
+    )
     found = Searcher(features, device="cpu")
     assert found._product.half
-    equal(found.nearest(12), reference)
+    return found
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("dim", "spread"), [(64, 1e-3), (64, 3e-2), (512, 3e-3)])
+def test_thousands_that_are_nearly_equal_are_told_apart(monkeypatch, half, dim, spread):
+    # A burst of one parked car: more than 1,054 rows within the rounding of the product, and no two the same.
+    dice = rng(17, "burst", dim)
+    features = unit(dice.standard_normal(dim) + spread * dice.standard_normal((2500, dim)))
+    exact = (features[:60].astype(np.float64) @ features.T.astype(np.float64)).astype(np.float32)
+    searcher = halved(monkeypatch, features) if half else Searcher(features, device="cpu")
+    found = searcher.nearest(30, rows=(0, 60))
+    for row in range(60):
+        order = np.lexsort((np.arange(2500), -exact[row], np.arange(2500) != row))[:30]
+        np.testing.assert_array_equal(found.indices[row], order)
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -308,6 +330,12 @@ def test_rows_whose_cells_hold_too_few_are_looked_through(index):
     found = nearest(features, 100, search="approximate", index=index, effort=1)
     assert found.indices.min() == 0
     assert all(len(set(row)) == 100 for row in found.indices.tolist())
+
+
+def test_top_k_is_exact():
+    rows = random_rows(12, 30, 4)
+    with pytest.raises(ConfigError, match="search=exact between two sets"):
+        top_k(rows, rows, 3, search="approximate")
 
 
 def test_approximate_search_of_halves_and_of_one_row():

@@ -128,7 +128,7 @@ def test_hdbscan_finds_levels_of_different_density():
     matrix = groups(6, 6, 6, within=0.05)
     matrix[:6, 6:12] = matrix[6:12, :6] = 0.3
     matrix[12:, 12:] = np.where(np.eye(6, dtype=bool), 0, np.float32(0.7))
-    assert hdbscan(sparse(matrix)).tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    assert hdbscan(sparse(matrix), min_cluster_size=4).tolist() == [0] * 6 + [1] * 6 + [2] * 6
     assert dbscan(sparse(matrix), eps=0.6).tolist() == [0] * 12 + [-1] * 6
 
 
@@ -137,12 +137,12 @@ def test_hdbscan_leaves_a_row_between_clusters_out():
     matrix = groups(1, 4, 4, within=0.1)
     for i in (1, 5):
         matrix[0, i] = matrix[i, 0] = 0.5
-    assert hdbscan(sparse(matrix), min_samples=3).tolist() == [-1] + [0] * 4 + [1] * 4
+    assert hdbscan(sparse(matrix), min_samples=3, min_cluster_size=4).tolist() == [-1] + [0] * 4 + [1] * 4
 
 
 def test_hdbscan_takes_rows_at_distance_1_for_noise():
     matrix = groups(5, 1, 5, 2, 1, 1, 1, 1, within=0.1)
-    assert hdbscan(sparse(matrix)).tolist() == [0] * 5 + [-1] + [1] * 5 + [-1] * 6
+    assert hdbscan(sparse(matrix), min_cluster_size=4).tolist() == [0] * 5 + [-1] + [1] * 5 + [-1] * 6
     nothing = csr_array((40, 40), dtype=np.float32)
     assert hdbscan(nothing).tolist() == [-1] * 40
     assert hdbscan(nothing, min_samples=1, min_cluster_size=2).tolist() == [-1] * 40
@@ -158,7 +158,7 @@ def test_hdbscan_never_chooses_all_rows():
 def test_hdbscan_parts_copies_from_others():
     # Stored zeros: copies may be as many as they like, and close to others.
     matrix = groups(4, 12, 4, within=0.0, between=0.01)
-    assert hdbscan(sparse(matrix)).tolist() == [0] * 4 + [1] * 12 + [2] * 4
+    assert hdbscan(sparse(matrix), min_cluster_size=4).tolist() == [0] * 4 + [1] * 12 + [2] * 4
     assert hdbscan(sparse(matrix), min_samples=1, min_cluster_size=2).tolist() == [0] * 4 + [1] * 12 + [2] * 4
 
 
@@ -178,7 +178,7 @@ def test_hdbscan_memory_goes_with_the_entries():
     hdbscan(matrix)  # compiled
     tracemalloc.start()
     try:
-        found = hdbscan(large)
+        found = hdbscan(large, min_cluster_size=4)
         assert tracemalloc.get_traced_memory()[1] < 30e6  # a table of all pairs has 256 MB as float32
     finally:
         tracemalloc.stop()
@@ -300,11 +300,11 @@ def test_cluster_numbers_by_first_member_and_leaves_the_matrix_as_it_is(name, di
     for kind in KINDS:
         matrix = random_case(1, kind)[0]
         given, before = sparse(matrix, diagonal), sparse(matrix, diagonal)
-        labels = cluster(given, clustering=name)
+        labels = cluster(given, clustering=name, min_cluster_size=4)
         assert labels.dtype == np.int64
         assert labels.max() > 0
         np.testing.assert_array_equal(labels, by_first_member(labels))
-        np.testing.assert_array_equal(labels, cluster(sparse(matrix), clustering=name))
+        np.testing.assert_array_equal(labels, cluster(sparse(matrix), clustering=name, min_cluster_size=4))
         for mine, theirs in [(given.data, before.data), (given.indices, before.indices), (given.indptr, before.indptr)]:
             np.testing.assert_array_equal(mine, theirs)
 

@@ -9,14 +9,16 @@ from sklearn.metrics import adjusted_rand_score
 from gracl import measuring
 from gracl.errors import ClusteringCollapsed, ConfigError, GraclError
 from gracl.randomness import rng
+from gracl.relations import relate as relating
 from gracl.relations.cameras import camera_neighbors, camera_weights
 from gracl.relations.clusters import dbscan
 from gracl.relations.diagnostics import silhouette
 from gracl.relations.jaccard import jaccard_distance, reciprocal_weights, shared_distance
 from gracl.relations.lists import invert
 from gracl.relations.proxies import mine_proxies
-from gracl.relations.relate import relate
+from gracl.relations.relate import find_here, relate
 from gracl.similarity import Searcher, merged, nearest, shares
+from gracl.similarity.products import Product
 from tests.naive import relations as naive
 
 GOLDEN = Path(__file__).parents[3].parent / "shared" / "golden"
@@ -217,9 +219,24 @@ def test_approximate_search_tells_its_recall():
 
 
 def test_refuses_work_that_memory_is_too_small_for(monkeypatch):
+    features = objects()[0]
     monkeypatch.setattr(measuring, "available_memory", lambda: 1000)
     with pytest.raises(GraclError, match=r"expected 0.0 GB of free memory for 10 neighbours of 72 images"):
-        relate(objects()[0], k1=10, k2=3, find=never)
+        relate(features, k1=10, k2=3, find=never)
+    monkeypatch.setattr(measuring, "available_memory", lambda: 100_000)  # enough for DBSCAN, not for the whole graph
+    assert relate(features, k1=10, k2=3).clusters == 6
+    with pytest.raises(GraclError, match="of free memory"):
+        relate(features, k1=10, k2=3, clustering="hdbscan", find=never)
+
+
+def test_half_rows_are_not_copied_again():
+    half = objects()[0].astype(np.float16)
+
+    def find(features, k, **options):
+        assert np.shares_memory(features, half)
+        return find_here(features, k, **options)
+
+    assert relate(half, k1=10, k2=3, precision="float16", find=find).clusters == 6
 
 
 def never(*_, **__):
@@ -264,13 +281,16 @@ def test_one_cluster_in_a_sea_of_noise_asks_for_a_larger_eps():
         ({"shards": 2, "search": "approximate"}, "shards"),
         ({"shards": 2, "camera_aware": True, "cameras": np.zeros(72, np.int64)}, "shards"),
         ({"camera_aware": True}, "the camera of every image"),
+        ({"camera_aware": True, "cameras": np.zeros(72, np.int64), "k2_intra": 9}, "k2_intra"),
+        ({"camera_aware": True, "cameras": np.zeros(72, np.int64), "search": "approximate"}, "search=exact"),
         ({"min_cluster_size": 1}, "min_cluster_size"),
         ({"centroids": 0}, "centroids"),
         ({"rule_temperature": 0.0}, "rule_temperature"),
         ({"effort": -1}, "effort"),
     ],
 )
-def test_refuses_options_before_any_work(options, says):
+def test_refuses_options_before_any_work(options, says, monkeypatch):
+    monkeypatch.setattr(relating, "camera_neighbors", never)
     with pytest.raises(ConfigError, match=says):
         relate(objects()[0], **{"k1": 10, "k2": 3, "find": never, **options})
 
@@ -312,6 +332,17 @@ def test_golden_neighbours(golden):
     features, case, table = golden
     np.testing.assert_allclose(2 - 2 * table.similarities, case["knn_sqdist"], atol=1e-5)
     assert (table.indices == case["knn"]).mean() > 0.9999  # the others are ties in float32
+
+
+def test_golden_neighbours_by_a_half_product(golden, monkeypatch):
+    features, _, table = golden
+    whole = Product.__init__
+    monkeypatch.setattr(
+        Product, "__init__", lambda self, rows, place, half, resident: whole(self, rows, place, half=True)
+    )
+    found = nearest(features, 30, device="cpu")
+    np.testing.assert_array_equal(found.indices, table.indices)
+    np.testing.assert_array_equal(found.similarities, table.similarities)
 
 
 def test_golden_distances(golden):

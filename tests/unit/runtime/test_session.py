@@ -34,6 +34,8 @@ def calls(environment):
     environment.setattr(ray, "init", lambda **options: noted.append(("init", options)))
     environment.setattr(ray, "shutdown", lambda: noted.append(("shutdown", {})))
     environment.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0, "GPU": 1.0, "memory": 1e9})
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 1.0}}]
+    environment.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
     return noted
 
 
@@ -100,6 +102,13 @@ def test_a_cluster_that_just_suffices_is_taken(calls):
     sessions._check(Demand(cpus=3.0, gpus=1.0, parts=""))
     with pytest.raises(ConfigError):
         sessions._check(Demand(cpus=3.1, gpus=1.0, parts=""))
+
+
+def test_a_part_that_fits_on_no_node_is_refused(calls):
+    sessions._check(Demand(cpus=3.0, gpus=1.0, parts="", largest=(1.0, 1.0)))
+    for largest in ((1.0, 2.0), (0.0, 2.5), (2.0, 0.0)):
+        with pytest.raises(ConfigError, match=r"for the largest part of the run; came nodes with 2 and 0, 1 and 1;"):
+            sessions._check(Demand(cpus=3.0, gpus=1.0, parts="", largest=largest))
 
 
 def test_what_ray_train_makes_of_ctrl_c_is_an_interrupt_again():

@@ -162,4 +162,4 @@ def test_relations_of_other_kinds_equal_the_local_run(ray_cluster, toy_shards, r
     result = train(toy_config(toy_shards, runs, name=name, **changes))
     state = load_state(result["checkpoint"])
     assert_same_run(state, learn(toy_config(toy_shards, **changes)))
-    assert ("cluster/camera_entropy" in state.history[0]) == (name == "cameras")
+    assert 0 <= state.history[0]["cluster/camera_entropy"] <= 1  # the root is local, and its cameras known

@@ -1,0 +1,82 @@
+"""Clusterings on the same Jaccard graph, and rules of proxies on the same labels: what they cost and find.
+
+Features of the golden generator, whose identities are known; images of nobody are left out of the ARI, and each noise
+image is a class of its own in it.
+
+    python -m benchmarks.bench_clusterings case=market generator=PATH/gen_features.py threads=2 out=FILE
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score
+
+from benchmarks.bench_epoch import machine
+from benchmarks.bench_relate import prepare, warm
+from benchmarks.features import load
+from benchmarks.measuring import measured
+from gracl.relations.clustering import cluster
+from gracl.relations.jaccard import jaccard_distance
+from gracl.relations.proxies import mine_proxies
+
+CLUSTERINGS: list[dict[str, Any]] = [
+    {"clustering": "dbscan"},
+    {"clustering": "infomap"},
+    {"clustering": "hdbscan", "min_cluster_size": 4},
+    {"clustering": "hdbscan", "min_cluster_size": 8},
+    {"clustering": "hdbscan", "min_cluster_size": 8, "min_samples": 8},
+]
+RULES: list[dict[str, Any]] = [
+    {"inter_rule": "mean"},
+    {"inter_rule": "cluster_mean"},
+    {"inter_rule": "nearest_sample", "neighbors": True},
+    {"inter_rule": "nearest_sample"},
+    {"inter_rule": "nearest_centroids"},
+    {"inter_rule": "log_sum_exp"},
+    {"intra_rule": "minimum"},
+]
+
+
+def ari(truth: np.ndarray, labels: np.ndarray) -> float:
+    """Agreement with the identities, noise apart from everything."""
+    alone = np.where(labels < 0, labels.max() + 1 + np.arange(len(labels)), labels)
+    return round(float(adjusted_rand_score(truth[truth >= 0], alone[truth >= 0])), 4)
+
+
+def main() -> None:
+    """Prints and writes a line for each clustering and each rule."""
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    facts, threads = machine(), int(options["threads"])
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        prepare(options["case"], options["generator"], Path(name))
+        features, table, truth, _ = load(Path(name))
+        features = np.array(features)
+    warm()
+    near, whole = (jaccard_distance(table, features, limit=limit, threads=threads) for limit in (0.6, 1.0))
+    found = []
+    for chosen in CLUSTERINGS:
+        graph = whole if chosen["clustering"] == "hdbscan" else near
+        cluster(near[:0, :0], **chosen)  # its packages are loaded
+        labels, cost = measured(lambda graph=graph, chosen=chosen: cluster(graph, **chosen))
+        figures = {"clusters": int(labels.max()) + 1, "noise": int((labels < 0).sum()), "ari": ari(truth, labels)}
+        found.append(chosen | figures | cost)
+    labels, rules = cluster(near), []
+    for rule in RULES:
+        given = rule | ({"neighbors": table} if "neighbors" in rule else {})
+        mine_proxies(features[:500], np.arange(500) % 20, **{**given, "neighbors": None})
+        _, cost = measured(lambda given=given: mine_proxies(features, labels, threads=threads, **given))
+        rules.append(rule | cost)
+    identities = len(np.unique(truth[truth >= 0]))
+    report = {"machine": facts, "case": options["case"], "rows": len(features), "identities": identities}
+    report |= {"threads": threads, "clusterings": found, "rules": rules}
+    if "out" in options:
+        Path(options["out"]).write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 
+from gracl.similarity.products import free_on_gpu
 from gracl.types import NOISE, Feature
 
 Read = Callable[[ndarray, torch.dtype], Tensor]
@@ -142,7 +143,7 @@ def _reader(features: Feature[ndarray, "images dim"], place: str) -> Read:
         # Arrays out of Ray's object store, and mapped files, are read-only; torch warns, but this one is only read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         rows = torch.from_numpy(features)
-    if place == "cuda" and 2 * features.nbytes < torch.cuda.mem_get_info()[0]:
+    if place == "cuda" and 2 * features.nbytes < free_on_gpu():
         rows = rows.to(place)
     return lambda ids, dtype: rows.index_select(0, torch.from_numpy(ids).to(rows.device)).to(place).to(dtype)
 

@@ -121,11 +121,13 @@ class Product:
         return query @ columns.T
 
     def _fits(self) -> bool:
-        # What torch holds back of an earlier table is free to it, but not in the driver's eyes.
-        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        free = torch.cuda.mem_get_info()[0] + cached
         twice = self._gallery.dtype != np.float16 and self.half
-        return self._gallery.nbytes + twice * self._gallery.nbytes // 2 < _RESIDENT * free
+        return self._gallery.nbytes + twice * self._gallery.nbytes // 2 < _RESIDENT * free_on_gpu()
+
+
+def free_on_gpu() -> int:
+    """Bytes that torch can still take of the GPU: what it holds back of an earlier table is free to it."""
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def as_tensor(array: ndarray) -> Tensor:

@@ -42,7 +42,7 @@ def resolve(options: Options) -> tuple[str, str]:
     gpu = torch.cuda.is_available() and options.device != "cpu"
     if options.backend == "faiss":
         return "faiss", "cuda" if gpu and _faiss_gpus() else "cpu"
-    # Measured: faiss-cpu 1.15 needed four times the CPU seconds of torch for the same table (docs/results.md).
+    # Which is the faster on a CPU depends on the CPU (docs/results.md, section 5); torch is there in any case.
     return "torch", "cuda" if gpu else "cpu"
 
 

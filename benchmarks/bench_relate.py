@@ -165,8 +165,7 @@ def by_first_member(labels: np.ndarray) -> list[int]:
 
 def search(folder: Path, options: dict[str, Any], threads: int) -> dict[str, Any]:
     """A search from scratch, and the labels that follow from its table."""
-    features, _, truth, _ = load(folder)
-    features = np.array(features)
+    features = np.array(load(folder)[0])
     warm()
     table, cost = measured(lambda: nearest(features, 30, threads=threads, **options))
     labels = dbscan(jaccard_distance(table, features, limit=0.6, threads=threads))

@@ -17,12 +17,9 @@ from numpy import ndarray
 
 from gracl.errors import ConfigError, GraclError, expected
 from gracl.kernels import Progress, compiled, over_rows
-from gracl.relations.lists import Lists, averaged, join, soften
+from gracl.relations.lists import LENGTH, Lists, averaged, join, soften
 from gracl.similarity import nearest, top_k
 from gracl.types import EMPTY, Feature
-
-# How far the squared length of a row may be from 1.
-_LENGTH = 3e-3
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ def _check_tables(neighbors: CameraNeighbors, k1_intra: int, k1_inter: int) -> N
     if not inside or (neighbors.intra[:, 0] != np.arange(rows)).any():
         do = "use camera_neighbors"
         raise GraclError(expected(f"rows 0..{rows - 1}, each first in the list of its camera", "something else", do))
-    if not (np.abs(first - 1) <= _LENGTH).all():
+    if not (np.abs(first - 1) <= LENGTH).all():
         raise GraclError(expected("unit rows", "rows that are not", "divide each row by its length"))
 
 

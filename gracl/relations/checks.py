@@ -20,20 +20,14 @@ _BYTES_A_NEIGHBOUR = 100
 _BYTES_OF_A_WHOLE_GRAPH = 12_000
 
 
-def check_settings(
-    k1: int, k2: int, eps: float, min_samples: int, shards: int, search: str, camera_aware: bool
-) -> None:
-    """Refuses settings; those of the search, the proxies and the cameras are refused where they are used.
+def check_settings(k1: int, k2: int, shards: int, search: str, camera_aware: bool) -> None:
+    """Refuses settings of no step in particular; `relate` asks each step about its own.
 
     Raises:
         ConfigError: one of them is out of range.
     """
     if not 1 <= k2 <= k1:
         raise ConfigError(expected("1 <= k2 <= k1", f"k1={k1}, k2={k2}", "the usual values are k1=30 and k2=6"))
-    if not 0 < eps < 1:
-        raise ConfigError(expected("0 < eps < 1", f"eps={eps}", "the usual values are 0.4 to 0.7"))
-    if min_samples < 1:
-        raise ConfigError(expected("min_samples >= 1", min_samples, "the usual value is 4"))
     if camera_aware and search != "exact":
         raise ConfigError(
             expected("search=exact with camera_aware", search, "use search=exact: nobody would hear of the recall")

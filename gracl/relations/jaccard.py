@@ -13,12 +13,10 @@ from scipy.sparse import csr_array
 
 from gracl.errors import ConfigError, GraclError, expected
 from gracl.kernels import Progress, compiled, dot, over_rows, readable
-from gracl.relations.lists import Inverted, Lists, averaged, grown, invert, join, mirror, nearby, soften
+from gracl.relations.lists import LENGTH, Inverted, Lists, averaged, grown, invert, join, mirror, nearby, soften
 from gracl.types import Feature, Neighbors
 
 _FULL, _HALF = 1, 2
-# How far the squared length of a row may be from 1.
-_LENGTH = 3e-3
 
 
 def jaccard_distance(
@@ -134,7 +132,7 @@ def _check(neighbors: Neighbors, features: Feature[ndarray, "rows dim"], k1: int
                 "make the table with nearest(features, k1) from the same features",
             )
         )
-    if rows and not (np.abs(neighbors.similarities[:, 0] - 1) <= _LENGTH).all():
+    if rows and not (np.abs(neighbors.similarities[:, 0] - 1) <= LENGTH).all():
         raise GraclError(expected("unit rows", "rows that are not", "divide each row by its length"))
     if rows and (indices.min() < 0 or indices.max() >= rows or (indices[:, 0] != np.arange(rows)).any()):
         raise GraclError(

@@ -9,12 +9,15 @@ from numpy import ndarray
 
 from gracl.kernels import compiled, over_rows
 
+# How far the squared length of a unit row may be from 1: rows of float16, and of products that were summed in float32.
+LENGTH = 3e-3
+
 
 class Lists(NamedTuple):
     """Rows of different length: row i is `ids[starts[i]:starts[i + 1]]`, with a value beside each id.
 
     `names[i]` is the image that row i (and id i) stands for. Rows may stand in another order than images do, so that
-    rows that share members lie near each other in memory (`nearby`): at a million rows that is four times as fast.
+    rows that share members lie near each other in memory (`nearby`; docs/decisions/0013-rows-near-their-neighbours).
     """
 
     starts: Int64[ndarray, "rows_and_one"]

@@ -134,7 +134,7 @@ def relate(
     searched |= {"block_rows": block_rows, "threads": threads, "device": device}
     clustered: dict[str, Any] = {"clustering": clustering, "eps": eps, "min_samples": min_samples}
     clustered |= {"min_cluster_size": min_cluster_size}
-    check_settings(k1, k2, eps, min_samples, shards, search, camera_aware)
+    check_settings(k1, k2, shards, search, camera_aware)
     check_list_lengths(k1_intra, k1_inter, k2_intra, k2_inter)
     check_rules(inter_rule, intra_rule, centroids, rule_temperature, block_rows)
     resolve(Options(**searched))

@@ -6,7 +6,6 @@ left the rule is asked again, in double precision. So what is chosen depends nei
 nor on the rounding of a matrix product; a bound that is too wide costs time and changes nothing.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from gracl.similarity.products import free_on_gpu
+from gracl.similarity.products import as_tensor, free_on_gpu
 from gracl.types import NOISE, Feature
 
 Read = Callable[[ndarray, torch.dtype], Tensor]
@@ -139,10 +138,7 @@ def _parts(rows: ndarray, step: int) -> Iterator[ndarray]:
 
 def _reader(features: Feature[ndarray, "images dim"], place: str) -> Read:
     """What gives some rows as a tensor on the device, in the precision asked for."""
-    with warnings.catch_warnings():
-        # Arrays out of Ray's object store, and mapped files, are read-only; torch warns, but this one is only read.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        rows = torch.from_numpy(features)
+    rows = as_tensor(features)
     if place == "cuda" and 2 * features.nbytes < free_on_gpu():
         rows = rows.to(place)
     return lambda ids, dtype: rows.index_select(0, torch.from_numpy(ids).to(rows.device)).to(place).to(dtype)

@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.util import ActorPool
 
-from gracl.config import Crew, ExtractConfig, ModelConfig, Place
+from gracl.config import ExtractConfig, ModelConfig
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
 from gracl.images.loading import load, share_tickets
@@ -30,6 +30,7 @@ from gracl.learning.fit import autocast, encode
 from gracl.runtime.checkpoints import load_model
 from gracl.runtime.session import Demand, refusals, session
 from gracl.runtime.terminal import Progress, say
+from gracl.sections import Crew, Place
 from gracl.types import FeatureTable, Plan
 
 CHUNK_TICKETS = 8

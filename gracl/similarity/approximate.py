@@ -46,8 +46,8 @@ def open_index(
 class Cells:
     """An inverted file: the square root of N cells around the centres of k-means, the nearest of which are looked into.
 
-    k-means is faiss's. The lists are multiplied by us, a cell with all queries that look into it at a time: faiss's own
-    lists hold a float32 copy of the table and are scanned row by row, several times slower than a product.
+    k-means is faiss's. The lists are multiplied by us, a cell with all queries that look into it at a time (why:
+    docs/decisions/0011-cells-of-our-own).
 
     Args:
         product: of the gallery.

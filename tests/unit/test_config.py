@@ -3,18 +3,7 @@ import inspect
 import pytest
 from pydantic import ValidationError
 
-from gracl.config import (
-    EncoderSection,
-    IngestConfig,
-    Loss,
-    Optim,
-    Relations,
-    Sampling,
-    Schedule,
-    SynthesizeConfig,
-    TrainConfig,
-    Views,
-)
+from gracl.config import IngestConfig, SynthesizeConfig, TrainConfig
 from gracl.images.ingesting import ingest_here
 from gracl.images.plans import identity_plan
 from gracl.images.synthetic import write_world
@@ -24,6 +13,7 @@ from gracl.learning.fit import fit
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer, rate_factor
 from gracl.relations.relate import relate
+from gracl.sections import EncoderSection, Loss, Optim, Relations, Sampling, Schedule, Views
 
 SECTIONS = [
     # section, the function it is unpacked into, arguments that come from elsewhere

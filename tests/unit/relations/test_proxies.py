@@ -5,19 +5,8 @@ import torch
 from gracl.errors import ConfigError, GraclError
 from gracl.randomness import rng
 from gracl.relations.proxies import centrality_ranks, cluster_sizes, mine_proxies
+from tests.clustered import case
 from tests.naive import relations as naive
-
-
-def case(seed, rows, clusters, dim=5, noise=0.2, copies=0):
-    """Unit rows and labels 0..clusters-1, each present, with some noise and some exact copies."""
-    dice = rng(seed, "proxies")
-    features = dice.standard_normal((rows, dim))
-    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
-    labels = np.where(dice.random(rows) < noise, -1, dice.integers(0, clusters, rows))
-    labels[dice.permutation(rows)[:clusters]] = np.arange(clusters)
-    if copies:
-        features[dice.integers(0, rows, copies)] = features[dice.integers(0, rows, copies)]
-    return features, labels.astype(np.int64)
 
 
 @pytest.mark.parametrize("seed", range(30))

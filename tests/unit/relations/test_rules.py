@@ -12,23 +12,12 @@ from gracl.relations.proxies import mine_proxies
 from gracl.relations.rules import check_rules
 from gracl.relations.scoring import float32_error, steady
 from gracl.types import Neighbors
+from tests.clustered import case
 from tests.naive import proxies as naive
 from tests.naive import relations
 
 INTER = ["mean", "cluster_mean", "nearest_sample", "nearest_centroids", "log_sum_exp"]
 INTRA = ["mean", "minimum"]
-
-
-def case(seed, rows, clusters, dim=5, noise=0.2, copies=0, spread=1.0):
-    """Unit rows around one direction, labels 0..clusters-1 each present (some once), noise, some exact copies."""
-    dice = rng(seed, "rules")
-    features = spread * dice.standard_normal((rows, dim)) + (1 - spread) * np.ones(dim)
-    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
-    labels = np.where(dice.random(rows) < noise, -1, dice.integers(0, clusters, rows))
-    labels[dice.permutation(rows)[:clusters]] = np.arange(clusters)
-    if copies:
-        features[dice.integers(0, rows, copies)] = features[dice.integers(0, rows, copies)]
-    return features, labels.astype(np.int64)
 
 
 def mixed(seed):
@@ -226,9 +215,9 @@ def test_a_table_that_fits_is_copied_to_the_gpu_once(monkeypatch):
     features, labels = case(13, 10, clusters=2)
     for free, times in ((features.nbytes, 0), (3 * features.nbytes, 1)):
         moved = []
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, free))
+        monkeypatch.setattr(scoring, "free_on_gpu", lambda free=free: free)
         table = SimpleNamespace(to=lambda place, moved=moved: moved.append(place))
-        monkeypatch.setattr(torch, "from_numpy", lambda array, table=table: table)
+        monkeypatch.setattr(scoring, "as_tensor", lambda array, table=table: table)
         scoring.table_of(features, labels, np.bincount(labels[labels >= 0]), 4, "cuda")
         assert moved == ["cuda"] * times
         monkeypatch.undo()
@@ -244,5 +233,5 @@ def test_gpu_gives_the_proxies_of_the_cpu(rule, dtype, monkeypatch):
     options = {"inter_rule": rule, "intra_rule": "minimum", "block_rows": 700}
     reference = mine_proxies(features, labels, device="cpu", **options)
     assert images(mine_proxies(features, labels, device="cuda", **options)) == images(reference)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 0))
+    monkeypatch.setattr(scoring, "free_on_gpu", lambda: 0)
     assert images(mine_proxies(features, labels, device="cuda", **options)) == images(reference)

@@ -1,0 +1,195 @@
+"""The sections of a config: each is the keyword list of one function below the doors, with bounds and meanings.
+
+`tests/unit/test_config.py` compares names and defaults with that function. `config.py` makes the roots of the doors
+of them.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """The manners of every section: frozen, unknown keys forbidden, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def flat(self, prefix: str = "") -> dict[str, Any]:
+        """Every setting under its dotted name, as plain values."""
+        values: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                values |= value.flat(f"{prefix}{name}.")
+            else:
+                values[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    def options(self) -> dict[str, Any]:
+        """The section as keyword arguments."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+class Place(Section):
+    """Where shards are."""
+
+    root: str = Field(description="folder or URI (s3://, gs://) that holds the splits made by pipelines/ingest.py")
+    cache: str | None = Field(None, description="node-local folder for shards of a remote root; default: user cache")
+
+
+class Judged(Place):
+    """Where shards are, and which splits are judged."""
+
+    query: str = Field("query", description="split of queries")
+    gallery: str = Field("gallery", description="split that queries are looked up in")
+
+
+class Data(Place):
+    """Which shards, and at which size they are seen."""
+
+    train: str = Field("train", description="split to learn from; its identities are never read")
+    query: str = Field("query", description="split of queries for the evaluation; '' for none")
+    gallery: str = Field("gallery", description="split that queries are looked up in; '' for none")
+    height: Positive = Field(256, description="pixels")
+    width: Positive = Field(128, description="pixels")
+
+
+class Views(Section):
+    """How a training image is altered (method.md 4.8)."""
+
+    flip: Share = Field(0.5, description="chance of a left-right flip; 0 where mirrored objects are other objects")
+    pad: Count = Field(10, description="pixels added on each side before the random crop")
+    erase: Share = Field(0.5, description="chance of random erasing")
+    jitter: Share = Field(0.0, description="strength of the change of brightness and contrast")
+
+
+class Sampling(Section):
+    """How batches are composed: P clusters x K images."""
+
+    objects: Positive = Field(16, description="clusters in a batch (P), all workers together")
+    images_per_object: Positive = Field(16, description="images of each cluster (K)")
+    steps: Positive = Field(200, description="steps of an epoch")
+
+
+class Relations(Section):
+    """How features become pseudo labels and proxies."""
+
+    k1: Positive = Field(30, description="neighbours of the k-reciprocal sets, the image itself counted")
+    k2: Positive = Field(6, description="neighbours averaged in the query expansion, the image itself counted")
+    camera_aware: bool = Field(
+        False, description="lists of neighbours by camera, instead of k1 and k2; reads the train split's camera ids"
+    )
+    k1_intra: Positive = Field(5, description="camera_aware: neighbours of the same camera in the k-reciprocal sets")
+    k1_inter: Positive = Field(20, description="camera_aware: neighbours of other cameras in the k-reciprocal sets")
+    k2_intra: Positive = Field(2, description="camera_aware: of those, averaged in the query expansion, with the image")
+    k2_inter: Count = Field(4, description="camera_aware: of other cameras, averaged in the query expansion")
+    clustering: Literal["dbscan", "hdbscan", "infomap"] = Field("dbscan", description="who makes the clusters")
+    eps: float = Field(0.6, gt=0, lt=1, description="dbscan, infomap: largest Jaccard distance between neighbours")
+    min_samples: Positive = Field(
+        4, description="dbscan, hdbscan: neighbours of a core image, itself counted; infomap: smallest cluster"
+    )
+    min_cluster_size: Annotated[int, Field(ge=2)] = Field(8, description="hdbscan: smallest cluster")
+    inter_rule: Literal["mean", "cluster_mean", "nearest_sample", "nearest_centroids", "log_sum_exp"] = Field(
+        "mean", description="how the inter proxy is mined: least similar to other clusters by this"
+    )
+    intra_rule: Literal["mean", "minimum"] = Field(
+        "mean", description="how the intra proxy is mined: least similar to its own cluster by this"
+    )
+    centroids: Positive = Field(10, description="inter_rule=nearest_centroids: how many the mean is over")
+    rule_temperature: float = Field(0.05, ge=1e-6, le=100, description="inter_rule=log_sum_exp: its temperature")
+    precision: Literal["float32", "float16"] = Field(
+        "float32", description="features are rounded to this on their way: half the memory and traffic"
+    )
+    search: Literal["exact", "approximate"] = Field(
+        "exact", description="how neighbours are found; approximate logs its recall"
+    )
+    index: Literal["ivf", "hnsw"] = Field("ivf", description="search=approximate: k-means cells, or a graph (CPU)")
+    effort: Count = Field(0, description="search=approximate: cells looked into, or efSearch; 0: chosen")
+    backend: Literal["auto", "faiss", "torch"] = Field("auto", description="search=exact: whose products")
+    block_rows: Positive = Field(4096, description="rows whose neighbours are looked for at a time")
+    shards: Positive = Field(1, description="actors that look for neighbours side by side (scale.shard_cpus, _gpus)")
+    overlap: bool = Field(
+        False, description="relate while the epoch trains: labels are one epoch old (a change of method)"
+    )
+
+    def options(self) -> dict[str, Any]:
+        """The keywords of `relate`; when it is called, and so `overlap`, is the matter of `learning.fit.fit`."""
+        return {name: value for name, value in super().options().items() if name != "overlap"}
+
+
+class EncoderSection(Section):
+    """The network that turns an image into a unit feature."""
+
+    backbone: str = Field("resnet50", description="resnet18|34|50, resnet18|34|50_ibn_a, mobilenet_v2, timm:<name>")
+    weights: str | None = Field(None, description="file of a state dict to start from; none: random")
+    pooling: Literal["gem", "average", "token"] = Field(
+        "gem", description="how the last map becomes a vector; token: the class token of a timm transformer"
+    )
+    last_stride: Literal[1, 2] = Field(1, description="stride of the last stage")
+    bn_group: Count = Field(
+        64, description="images that share batch-norm statistics (method.md 5.1); 0: a rank's batch"
+    )
+    feature_size: Count = Field(0, description="size of the feature; 0: the backbone's own")
+
+
+class Loss(Section):
+    """The two contrastive terms and the memory of proxies."""
+
+    inter_temperature: float = Field(0.05, gt=0, description="temperature of the inter-ID term")
+    intra_temperature: float = Field(0.05, gt=0, description="temperature of the intra-ID term")
+    intra_weight: float = Field(1.0, ge=0, description="weight of the intra-ID term beside the inter-ID term")
+    momentum: Share = Field(0.1, description="weight of the old proxy when a new one is mixed in")
+
+
+class Optim(Section):
+    """The optimizer."""
+
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="sgd is what the literature uses for ViT")
+    rate: float = Field(3.5e-4, gt=0, description="learning rate after warm-up")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 weight decay")
+
+
+class Schedule(Section):
+    """The learning rate over the epochs."""
+
+    warmup_epochs: Count = Field(0, description="epochs of linear warm-up")
+    decay_every: Count = Field(20, description="epochs between decays; 0: none")
+    decay_factor: float = Field(0.1, gt=0, le=1, description="the rate is multiplied by this at each decay")
+
+
+class Crew(Section):
+    """How many describe or learn at a time, and what each of them reserves."""
+
+    workers: Positive = Field(1, description="processes that work side by side")
+    worker_cpus: float = Field(1, gt=0, description="CPUs reserved by each worker")
+    worker_gpus: float = Field(0, ge=0, description="GPUs reserved by each worker")
+    worker_threads: Positive = Field(1, description="torch threads of each worker")
+    decode_threads: Positive = Field(2, description="threads of each worker that decode and augment")
+    autoscaling: bool = Field(False, description="the cluster may grow: wait for what it does not hold yet")
+
+
+class Scale(Crew):
+    """What a training takes of the cluster. Beyond float rounding nothing of this changes what is learnt, but for
+    `workers` where `encoder.bn_group` is 0."""
+
+    stream: Literal["ray", "mapped"] = Field(
+        "ray", description="ray: Ray Data brings the bytes; mapped: each worker reads the shards on its own disk"
+    )
+    stream_cpus: float = Field(0.5, gt=0, description="CPUs of one Ray Data task")
+    relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the relation actor")
+    relation_gpus: float = Field(0, ge=0, description="GPUs reserved by the relation actor")
+    relation_threads: Positive = Field(1, description="threads of the relation actor, and of each shard")
+    shard_cpus: float = Field(1, ge=0, description="CPUs reserved by each of relations.shards, from two on")
+    shard_gpus: float = Field(0, ge=0, description="GPUs reserved by each of relations.shards, from two on")
+    max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without end")
+
+
+class Tracking(Section):
+    """Where the figures go."""
+
+    uri: str | None = Field(None, description="MLflow tracking URI; default: a SQLite file in the runs folder")
+    experiment: str = Field("gracl", description="MLflow experiment")

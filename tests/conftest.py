@@ -1,8 +1,11 @@
 """What tests share: one small Ray cluster for all that need one."""
 
+import faulthandler
 import logging
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -19,8 +22,20 @@ RAY_ENVIRONMENT = {
 }
 
 
+def _nobody_asks(before: set[threading.Thread], config: pytest.Config) -> None:
+    # A thread that still waits for an answer when Ray shuts down ends the whole process: say before that which it was.
+    threads = [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
+    for thread in threads:
+        thread.join(2)
+    left = [thread for thread in threads if thread.is_alive()]
+    if left:
+        with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+        raise RuntimeError(f"expected no thread of a test to be at work when Ray shuts down, found {left}")
+
+
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
     """A local Ray of four logical CPUs with a home and a temporary folder of its own."""
     import ray
 
@@ -36,8 +51,12 @@ def ray_cluster() -> Iterator[None]:
             logging_level=logging.WARNING,
             _temp_dir=f"{home}/ray",
         )
+        before = set(threading.enumerate())
         yield
-        ray.shutdown()
+        try:
+            _nobody_asks(before, request.config)
+        finally:
+            ray.shutdown()
     shutil.rmtree(home, ignore_errors=True)
 
 

@@ -54,7 +54,7 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
 def _read(name: str) -> dict[str, Any]:
     file = Path(name)
     if not file.is_file():
-        known = ", ".join(sorted(str(preset) for preset in Path("pipelines/presets").glob("*.yaml"))) or "none here"
+        known = ", ".join(sorted(str(preset) for preset in Path("pipelines/presets").rglob("*.yaml"))) or "none here"
         raise ConfigError(expected("a preset file", f"{name}, which is not there", f"presets: {known}"))
     try:
         values = yaml.safe_load(file.read_text()) or {}

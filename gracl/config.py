@@ -114,6 +114,12 @@ class TrainConfig(Section):
             f"{relations.k2_intra} and {relations.k2_inter}",
             "lower them",
         )
+        _refuse_unless(
+            self.loss.inter_weight + self.loss.intra_weight > 0,
+            "loss.inter_weight or loss.intra_weight above 0",
+            "both 0",
+            "give one of them a weight",
+        )
         gpus = self.scale.worker_gpus
         _refuse_unless(
             gpus == int(gpus) or (gpus < 1 and self.scale.workers == 1),
@@ -135,30 +141,6 @@ class TrainConfig(Section):
             "name both splits, or set both to ''",
         )
         return self
-
-    def idle(self) -> list[str]:
-        """Settings that were changed and are not used beside the others, for the user to hear of."""
-        relations, standard = self.relations, TrainConfig(data=Data(root="")).flat()
-        changed = {name for name, value in self.flat().items() if value != standard[name]}
-        pairs = [
-            (relations.search == "exact", "search=exact", "relations.index relations.effort"),
-            (relations.search != "exact", "search=approximate", "relations.backend"),
-            (relations.clustering == "hdbscan", "clustering=hdbscan", "relations.eps"),
-            (relations.clustering != "hdbscan", f"clustering={relations.clustering}", "relations.min_cluster_size"),
-            (relations.camera_aware, "camera_aware=true", "relations.k1 relations.k2"),
-            (not relations.camera_aware, "camera_aware=false", "relations.k1_intra relations.k1_inter"),
-            (not relations.camera_aware, "camera_aware=false", "relations.k2_intra relations.k2_inter"),
-            (relations.inter_rule != "nearest_centroids", f"inter_rule={relations.inter_rule}", "relations.centroids"),
-            (relations.inter_rule != "log_sum_exp", f"inter_rule={relations.inter_rule}", "relations.rule_temperature"),
-            (relations.shards == 1, "shards=1", "scale.shard_cpus scale.shard_gpus"),
-        ]
-        return [
-            f"{name} is not used with relations.{why}"
-            for holds, why, names in pairs
-            if holds
-            for name in names.split()
-            if name in changed
-        ]
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide what is learnt: a run can be resumed only with the same ones."""

@@ -21,7 +21,7 @@ from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import Progress, Relator, Reporter, Splits
 from gracl.learning.fit import fit as fit_ports
-from gracl.learning.losses import ProxyContrast
+from gracl.learning.losses import Criterion
 from gracl.relations.relate import relate
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.types import Assignment, FeatureTable, Identities, RetrievalReport
@@ -92,7 +92,7 @@ def fit(
     stores: Mapping[str, ShardStore],
     *,
     encoder: Encoder,
-    criterion: ProxyContrast,
+    criterion: Criterion,
     optimizer: torch.optim.Optimizer,
     state: TrainState,
     rate: Callable[[int], float],

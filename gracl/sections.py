@@ -141,8 +141,26 @@ class Loss(Section):
 
     inter_temperature: float = Field(0.05, gt=0, description="temperature of the inter-ID term")
     intra_temperature: float = Field(0.05, gt=0, description="temperature of the intra-ID term")
-    intra_weight: float = Field(1.0, ge=0, description="weight of the intra-ID term beside the inter-ID term")
-    momentum: Share = Field(0.1, description="weight of the old proxy when a new one is mixed in")
+    inter_weight: float = Field(1.0, ge=0, description="weight of the inter-ID term in the sum; 0: told, not learnt")
+    intra_weight: float = Field(1.0, ge=0, description="weight of the intra-ID term in the sum; 0: told, not learnt")
+    momentum: Share = Field(0.1, description="weight of the old proxy when a new one is mixed in; 0: replaced")
+    negatives: Literal["own", "both"] = Field(
+        "own", description="what a term pushes away from: the other clusters' proxies in its own bank, or in both"
+    )
+    inter_start: Literal["mined", "centroid"] = Field("mined", description="what the inter bank is at an epoch's start")
+    intra_start: Literal["mined", "centroid"] = Field("mined", description="what the intra bank is at an epoch's start")
+    inter_choice: Literal["foreign_sum", "foreign_proxies", "nearest_centroid"] = Field(
+        "foreign_sum", description="inter_update=selected: least similar to what of other clusters"
+    )
+    intra_choice: Literal["own_sum", "own_proxy"] = Field(
+        "own_sum", description="intra_update=selected: least similar to what of its own cluster"
+    )
+    inter_update: Literal["selected", "every", "mean", "frozen"] = Field(
+        "selected", description="what an inter proxy moves to after a step, of its cluster's images in the batch"
+    )
+    intra_update: Literal["selected", "every", "mean", "frozen"] = Field(
+        "selected", description="what an intra proxy moves to after a step, of its cluster's images in the batch"
+    )
 
 
 class Optim(Section):

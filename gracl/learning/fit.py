@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gracl.errors import NonFiniteLoss, expected
 from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
-from gracl.learning.losses import ProxyContrast
+from gracl.learning.losses import Criterion
 from gracl.learning.optim import set_rate
 from gracl.types import IMAGENET_MEAN, IMAGENET_STD, Assignment, Batch, EpochReport, FeatureTable, Plan, RetrievalReport
 
@@ -101,7 +101,7 @@ def fit(
     state: TrainState,
     *,
     encoder: Encoder,
-    criterion: ProxyContrast,
+    criterion: Criterion,
     optimizer: torch.optim.Optimizer,
     batches: Batches,
     relator: Relator,
@@ -213,7 +213,7 @@ def ask(relator: Relator, epoch: int, part: FeatureTable, *, wait: bool) -> "Fut
 
 def train_epoch(
     learner: nn.Module,
-    criterion: ProxyContrast,
+    criterion: Criterion,
     optimizer: torch.optim.Optimizer,
     picks: Iterator[Batch],
     targets: Int64[Tensor, "steps batch"],

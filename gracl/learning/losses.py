@@ -1,10 +1,11 @@
-"""Contrast with two proxies per cluster: the two terms, and the banks that follow the encoder.
+"""Contrast with two proxies per cluster: equations 5 to 7 of method.md 4.2 over the two banks of `banks.py`.
 
-The terms are equations 5 to 7 of method.md 4.2; the update is its section 4.6 with the options D3 (mined once per
-epoch, updated in each batch), E1, F1, G1, H1 of section 4.5.
+The defaults are GRACL as read from its abstract: D3 (mined once per epoch, updated in each batch), E1, F1, G1, H1 of
+method.md 4.5. With other settings the same two terms are the losses of its neighbours.
 """
 
 from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,10 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from gracl.errors import ConfigError, expected
+from gracl.learning.banks import Bank, Clusters, InterChoice, IntraChoice, Start, Update
 from gracl.types import Assignment
+
+Negatives = Literal["own", "both"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,23 @@ class Terms:
     intra: Float32[Tensor, ""]
 
 
+@runtime_checkable
+class Criterion(Protocol):
+    """What an epoch is learnt by."""
+
+    def begin_epoch(self, assignment: Assignment, device: torch.device | str) -> None:
+        """A new epoch's labels and proxies."""
+        ...
+
+    def __call__(self, features: Float[Tensor, "batch dim"], labels: Int64[Tensor, "batch"]) -> Terms:
+        """The loss of a batch."""
+        ...
+
+    def update(self, features: Float[Tensor, "batch dim"], labels: Int64[Tensor, "batch"]) -> None:
+        """After the step, with the features of all ranks in the order of the global batch."""
+        ...
+
+
 class ProxyContrast:
     """Pulls each feature to the two proxies of its cluster, away from those of all others.
 
@@ -33,61 +54,79 @@ class ProxyContrast:
     Args:
         inter_temperature: tau of the inter-ID term, above 0.
         intra_temperature: tau of the intra-ID term, above 0.
-        intra_weight: lambda of `loss = inter + lambda * intra`, 0 or more.
+        inter_weight, intra_weight: of `loss = inter_weight * inter + intra_weight * intra`, 0 or more, not both 0. A
+            term of weight 0 is still told, and is out of the gradient.
         momentum: m, the weight of the old entry at an update, from 0 (replace) to 1 (keep).
+        negatives: "own" (H1): each term sees its own bank; "both" (H2): the foreign rows of both banks.
+        inter_start, intra_start, inter_choice, intra_choice, inter_update, intra_update: see `banks.Bank`.
 
     Attributes:
         inter, intra: the banks, float32 (clusters, dim), rows of length 1.
-        cluster_sums: S_k, the sum of the features of each cluster at the epoch's start, float32 (clusters, dim).
-        total: S, the sum of all S_k, float32 (dim).
 
     Raises:
         ConfigError: an option out of its bounds.
     """
-
-    inter: Float32[Tensor, "clusters dim"]
-    intra: Float32[Tensor, "clusters dim"]
-    cluster_sums: Float32[Tensor, "clusters dim"]
-    total: Float32[Tensor, "dim"]
 
     def __init__(
         self,
         *,
         inter_temperature: float = 0.05,
         intra_temperature: float = 0.05,
+        inter_weight: float = 1.0,
         intra_weight: float = 1.0,
         momentum: float = 0.1,
+        negatives: Negatives = "own",
+        inter_start: Start = "mined",
+        intra_start: Start = "mined",
+        inter_choice: InterChoice = "foreign_sum",
+        intra_choice: IntraChoice = "own_sum",
+        inter_update: Update = "selected",
+        intra_update: Update = "selected",
     ) -> None:
         _check_bounds("inter_temperature above 0", inter_temperature, inter_temperature > 0)
         _check_bounds("intra_temperature above 0", intra_temperature, intra_temperature > 0)
+        _check_bounds("inter_weight of 0 or more", inter_weight, inter_weight >= 0)
         _check_bounds("intra_weight of 0 or more", intra_weight, intra_weight >= 0)
+        _check_bounds("inter_weight or intra_weight above 0", "both 0", inter_weight + intra_weight > 0)
         _check_bounds("momentum from 0 to 1", momentum, 0 <= momentum <= 1)
-        self.inter_temperature = inter_temperature
-        self.intra_temperature = intra_temperature
-        self.intra_weight = intra_weight
-        self.momentum = momentum
+        self.inter_temperature, self.intra_temperature = inter_temperature, intra_temperature
+        self.inter_weight, self.intra_weight, self.negatives = inter_weight, intra_weight, negatives
+        self._inter = Bank(start=inter_start, choice=inter_choice, update=inter_update, momentum=momentum)
+        self._intra = Bank(start=intra_start, choice=intra_choice, update=intra_update, momentum=momentum)
+
+    @property
+    def inter(self) -> Float32[Tensor, "clusters dim"]:
+        """The bank of inter-ID proxies."""
+        return self._inter.rows
+
+    @property
+    def intra(self) -> Float32[Tensor, "clusters dim"]:
+        """The bank of intra-ID proxies."""
+        return self._intra.rows
 
     def begin_epoch(self, assignment: Assignment, device: torch.device | str) -> None:
         """Takes the epoch's proxies and cluster sums, as copies on `device`."""
         proxies = assignment.proxies
-        self.inter = torch.tensor(proxies.inter, device=device)
-        self.intra = torch.tensor(proxies.intra, device=device)
-        self.cluster_sums = torch.tensor(proxies.cluster_sums, device=device)
-        self.total = self.cluster_sums.sum(0)
+        self._clusters = Clusters.of(proxies, device)
+        self._inter.begin(torch.tensor(proxies.inter, device=device), self._clusters)
+        self._intra.begin(torch.tensor(proxies.intra, device=device), self._clusters)
 
     def __call__(self, features: Float[Tensor, "batch dim"], labels: Int64[Tensor, "batch"]) -> Terms:
         """The loss of a batch of unit features with clusters 0..C-1; needs `begin_epoch` first."""
         self._check_begun()
-        inter = proxy_loss(features, labels, self.inter, self.inter_temperature)
-        intra = proxy_loss(features, labels, self.intra, self.intra_temperature)
-        return Terms(loss=inter + self.intra_weight * intra, inter=inter.detach(), intra=intra.detach())
+        more = (self.intra, self.inter) if self.negatives == "both" else (None, None)
+        inter = proxy_loss(features, labels, self.inter, self.inter_temperature, more[0])
+        intra = proxy_loss(features, labels, self.intra, self.intra_temperature, more[1])
+        weighted = ((self.inter_weight, inter), (self.intra_weight, intra))
+        loss = torch.stack([weight * term for weight, term in weighted if weight]).sum()
+        return Terms(loss=loss, inter=inter.detach(), intra=intra.detach())
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "batch dim"], labels: Int64[Tensor, "batch"]) -> None:
-        """Moves the entries of the clusters in the batch, once each; to be called after the optimizer's step.
+        """Moves the entries of the clusters in the batch; to be called after the optimizer's step.
 
-        The inter entry moves to the row least like all other clusters (E1: lowest z . (S - S_k)), the intra entry to
-        the row least like its own (F1: lowest z . S_k). Entries of absent clusters stay.
+        By default the inter entry moves to the row least like all other clusters (E1: lowest z . (S - S_k)), the intra
+        entry to the row least like its own (F1: lowest z . S_k), once each. Entries of absent clusters stay.
 
         Args:
             features: the features the loss has seen, of ALL ranks in the order of the global batch, so that every
@@ -96,14 +135,12 @@ class ProxyContrast:
         """
         self._check_begun()
         features = features.float()
-        own = (features * self.cluster_sums[labels]).sum(1)
-        foreign = (features * (self.total - self.cluster_sums[labels])).sum(1)
-        _move(self.inter, features, *select_lowest(foreign, labels), self.momentum)
-        _move(self.intra, features, *select_lowest(own, labels), self.momentum)
+        self._inter.follow(features, labels, self._clusters)
+        self._intra.follow(features, labels, self._clusters)
 
     def _check_begun(self) -> None:
         """Refuses to work without banks."""
-        if not hasattr(self, "inter"):
+        if not hasattr(self, "_clusters"):
             raise RuntimeError(expected("banks", "none yet", "call begin_epoch(assignment, device) first"))
 
 
@@ -112,6 +149,7 @@ def proxy_loss(
     labels: Int64[Tensor, "batch"],
     bank: Float32[Tensor, "clusters dim"],
     temperature: float,
+    negatives: Float32[Tensor, "clusters dim"] | None = None,
 ) -> Float32[Tensor, ""]:
     """InfoNCE against a bank that is constant: mean over the batch of `-log softmax(z . P / tau)[label]`.
 
@@ -122,43 +160,17 @@ def proxy_loss(
         labels: row of the bank that each feature belongs to.
         bank: unit rows; receives no gradient.
         temperature: tau, above 0.
+        negatives: another bank whose foreign rows are negatives too (H2: 2C - 1 logits); no gradient either.
     """
     with torch.autocast(features.device.type, enabled=False):
         logits = features.float() @ bank.detach().T / temperature
+        if negatives is not None:
+            more = features.float() @ negatives.detach().T / temperature
+            logits = torch.cat([logits, more.scatter(1, labels[:, None], -torch.inf)], dim=1)
         return F.cross_entropy(logits, labels)
 
 
-def select_lowest(
-    scores: Float[Tensor, "batch"], labels: Int64[Tensor, "batch"]
-) -> tuple[Int64[Tensor, "present"], Int64[Tensor, "present"]]:
-    """For each label in the batch, ascending, the row with the lowest score; of equal scores the first row.
-
-    Two stable sorts and no atomics, so the answer is the same on every device and every run.
-
-    Returns:
-        The labels that are present, and the row selected for each.
-    """
-    by_score = torch.argsort(scores, stable=True)
-    by_label = torch.argsort(labels[by_score], stable=True)
-    rows = by_score[by_label]
-    ordered = labels[rows]
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return ordered[first], rows[first]
-
-
-def _move(
-    bank: Float32[Tensor, "clusters dim"],
-    features: Float32[Tensor, "batch dim"],
-    clusters: Int64[Tensor, "present"],
-    rows: Int64[Tensor, "present"],
-    momentum: float,
-) -> None:
-    """Moves the entries of `clusters` to the selected rows: `unit(m * old + (1 - m) * z)`, in place."""
-    bank[clusters] = F.normalize(momentum * bank[clusters] + (1 - momentum) * features[rows], dim=1)
-
-
-def _check_bounds(what: str, came: float, holds: bool) -> None:
+def _check_bounds(what: str, came: object, holds: bool) -> None:
     """Refuses an option out of its bounds."""
     if not holds:
         raise ConfigError(expected(what, came, "correct this setting of the loss"))

@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from gracl.config import TrainConfig
 from gracl.errors import TrainingFailed, expected
+from gracl.idle import idle
 from gracl.images import storage
 from gracl.images.shards import ShardStore
 from gracl.learning.fit import Splits
@@ -39,7 +40,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         TrainingFailed: it ended for a reason outside gracl.
     """
     run = prepare(config)
-    for words in config.idle():
+    for words in idle(config):
         say(f"note: {words}")
     uri = tracking_uri(config.tracking.uri, run.runs)
     if run.record.get("finished", 0) >= config.epochs:

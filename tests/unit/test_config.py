@@ -75,6 +75,7 @@ def test_a_config_cannot_be_changed():
         ({"scale": {"workers": 2}, "encoder": {"bn_group": 256}}, "bn_group that one worker can hold"),
         ({"scan_batch": 255, "scale": {"workers": 2}}, "scan_batch that the workers can share"),
         ({"data": {"root": "x", "query": ""}}, "together, or neither"),
+        ({"loss": {"inter_weight": 0, "intra_weight": 0}}, "inter_weight or loss.intra_weight above 0"),
         ({"relations": {"shards": 2, "search": "approximate"}}, "relations.shards of 1"),
         ({"relations": {"shards": 2, "camera_aware": True}}, "relations.shards of 1"),
         ({"relations": {"search": "approximate", "backend": "torch"}}, "relations.search=exact with"),
@@ -94,24 +95,3 @@ def test_the_recipe_leaves_out_what_does_not_change_what_is_learnt():
     assert one.recipe() == other.recipe()
     assert one.fingerprint() == other.fingerprint()
     assert one.fingerprint() != TrainConfig(data={"root": "x"}, loss={"momentum": 0.2}).fingerprint()
-
-
-def test_settings_that_nothing_uses_are_named():
-    assert TrainConfig(data={"root": "x"}).idle() == []
-    used = {"search": "approximate", "index": "hnsw", "effort": 50, "clustering": "hdbscan", "min_cluster_size": 3}
-    assert TrainConfig(data={"root": "x"}, relations=used).idle() == []
-    unused = {"effort": 50, "min_cluster_size": 3, "k2_intra": 1, "centroids": 3, "rule_temperature": 1.0}
-    told = TrainConfig(data={"root": "x"}, relations=unused, scale={"shard_gpus": 1}).idle()
-    assert told == [
-        "relations.effort is not used with relations.search=exact",
-        "relations.min_cluster_size is not used with relations.clustering=dbscan",
-        "relations.k2_intra is not used with relations.camera_aware=false",
-        "relations.centroids is not used with relations.inter_rule=mean",
-        "relations.rule_temperature is not used with relations.inter_rule=mean",
-        "scale.shard_gpus is not used with relations.shards=1",
-    ]
-    other = {"camera_aware": True, "k1": 20, "clustering": "hdbscan", "eps": 0.5}
-    assert TrainConfig(data={"root": "x"}, relations=other).idle() == [
-        "relations.eps is not used with relations.clustering=hdbscan",
-        "relations.k1 is not used with relations.camera_aware=true",
-    ]

@@ -1,0 +1,46 @@
+from gracl.config import TrainConfig
+from gracl.idle import idle
+
+
+def told(**sections):
+    return idle(TrainConfig(data={"root": "x"}, **sections))
+
+
+def test_nothing_is_said_of_settings_that_are_used_or_were_left():
+    assert told() == []
+    used = {"search": "approximate", "index": "hnsw", "effort": 50, "clustering": "hdbscan", "min_cluster_size": 3}
+    assert told(relations=used) == []
+    assert told(loss={"inter_weight": 0.0}) == []
+
+
+def test_settings_of_the_relations_that_nothing_uses_are_named():
+    unused = {"effort": 50, "min_cluster_size": 3, "k2_intra": 1, "centroids": 3, "rule_temperature": 1.0}
+    assert told(relations=unused, scale={"shard_gpus": 1}) == [
+        "relations.k2_intra is not used with relations.camera_aware=false",
+        "relations.min_cluster_size is not used with relations.clustering=dbscan",
+        "relations.centroids is not used with relations.inter_rule=mean",
+        "relations.rule_temperature is not used with relations.inter_rule=mean",
+        "relations.effort is not used with relations.search=exact",
+        "scale.shard_gpus is not used with relations.shards=1",
+    ]
+    other = {"camera_aware": True, "k1": 20, "clustering": "hdbscan", "eps": 0.5}
+    assert told(relations=other) == [
+        "relations.k1 is not used with relations.camera_aware=true",
+        "relations.eps is not used with relations.clustering=hdbscan",
+    ]
+
+
+def test_settings_of_the_loss_that_nothing_uses_are_named():
+    loss = {"inter_update": "every", "inter_choice": "nearest_centroid", "intra_start": "centroid"}
+    assert told(loss=loss, relations={"intra_rule": "minimum"}) == [
+        "relations.intra_rule is not used with loss.intra_start=centroid",
+        "loss.inter_choice is not used with loss.inter_update=every",
+    ]
+    alone = {"intra_weight": 0.0, "intra_temperature": 0.1, "intra_choice": "own_proxy"}
+    assert told(loss=alone) == [
+        "loss.intra_temperature is not used with loss.intra_weight=0",
+        "loss.intra_choice is not used with loss.intra_weight=0",
+    ]
+    assert told(loss=alone | {"negatives": "both"}) == ["loss.intra_temperature is not used with loss.intra_weight=0"]
+    frozen = {"inter_update": "frozen", "intra_update": "frozen", "momentum": 0.5}
+    assert told(loss=frozen) == ["loss.momentum is not used with both updates frozen"]

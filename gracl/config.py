@@ -55,6 +55,9 @@ class TrainConfig(Section):
         "auto", description="auto: bfloat16 autocast on a GPU, float32 on a CPU"
     )
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
+    teacher_decay: float = Field(
+        0.0, ge=0, lt=1, description="decay of a mean of the weights that clusters, is judged and is kept; 0: none"
+    )
     seed: Count = Field(0, description="the seed of everything")
     runs: str = Field("runs", description="folder or URI where runs are kept")
     name: str = Field("", description="the run's name; a run of that name is resumed; default: made from the time")

@@ -120,7 +120,8 @@ def fit(
         views, sampling, relations: options of `train_view`, `identity_plan` and `relate`.
         camera_balanced: companions from other cameras where possible.
         relator: who makes labels and proxies; default: `relate` on the features of the train split.
-        options: `epochs`, `eval_every`, `eval_untrained`, `precision`, `clip_norm`, `overlap` of `learning.fit.fit`.
+        options: `epochs`, `eval_every`, `eval_untrained`, `precision`, `clip_norm`, `overlap`, `teacher_decay` of
+            `learning.fit.fit`.
 
     Returns:
         The state after the last epoch.

@@ -1,8 +1,8 @@
 """What a run leaves at an epoch's end: written whole or not at all, read back or refused.
 
-An epoch depends on weights, optimizer and epoch number alone (architecture.md 5.11), so that is what is saved. Banks,
-labels and generators are not: the next epoch makes its own. Only where labels are one epoch old
-(docs/decisions/0012-overlap) are those saved which the next epoch will learn.
+An epoch depends on weights, optimizer and epoch number alone (architecture.md 5.11), so that is what is saved, with the
+teacher's weights where there is one. Banks, labels and generators are not: the next epoch makes its own. Only where
+labels are one epoch old (docs/decisions/0012-overlap) are those saved which the next epoch will learn.
 """
 
 import os
@@ -21,7 +21,9 @@ from gracl.learning.encoder import Encoder, build_encoder, load_exactly
 from gracl.types import NOISE, Assignment, Proxies
 
 STATE_FILE = "state.pt"
-SCHEMA = 2
+SCHEMA = 3
+# What the files of older schemas do not have.
+SINCE = {2: {"assignment": None}, 3: {"teacher": None}}
 ABSENT = "absent"
 
 
@@ -40,6 +42,7 @@ class TrainState:
         view: {"height": pixels, "width": pixels} of the images the encoder was trained on.
         history: the figures of every epoch completed, by name.
         assignment: what the next epoch learns, made of the scan of the last one; None where it makes its own.
+        teacher: state dict of the teacher, which then is the model to use; None where there is none.
     """
 
     epoch: int
@@ -52,6 +55,7 @@ class TrainState:
     view: dict[str, int]
     history: list[dict[str, float]] = field(default_factory=list)
     assignment: Assignment | None = None
+    teacher: dict[str, Any] | None = None
 
     @staticmethod
     def fresh(encoder: Encoder, recipe: Mapping[str, object], *, height: int, width: int) -> "TrainState":
@@ -66,6 +70,7 @@ class TrainState:
         encoder: Encoder,
         optimizer: torch.optim.Optimizer,
         assignment: Assignment | None = None,
+        teacher: Encoder | None = None,
         score: str = "val/mAP",
     ) -> "TrainState":
         """The state one epoch later. The tensors are those of encoder and optimizer, not copies: save before they move.
@@ -87,6 +92,7 @@ class TrainState:
             best_epoch=best_epoch,
             history=[*self.history, figures],
             assignment=assignment,
+            teacher=teacher.state_dict() if teacher else None,
         )
 
 
@@ -119,7 +125,7 @@ def load_state(folder: str | Path) -> TrainState:
     """Reads what `save_state` wrote, onto the CPU; takes the folder or the file. No code in the file is run.
 
     Raises:
-        CheckpointError: missing, torn, or of a schema that is neither ours nor 1, which knew no assignment.
+        CheckpointError: missing, torn, or of a schema that we do not know.
     """
     path = Path(folder) / STATE_FILE if Path(folder).is_dir() else Path(folder)
     if not path.is_file():
@@ -159,7 +165,7 @@ def check_recipe(saved: dict[str, object], wanted: dict[str, object], *, ignore:
 
 
 def load_encoder(source: str | Path) -> tuple[Encoder, dict[str, int]]:
-    """Rebuilds the encoder of a checkpoint, in evaluation mode on the CPU, and the view it wants.
+    """Rebuilds the encoder of a checkpoint, or its teacher, in evaluation mode on the CPU, and the view it wants.
 
     Args:
         source: a folder with `state.pt`, or such a file.
@@ -172,7 +178,7 @@ def load_encoder(source: str | Path) -> tuple[Encoder, dict[str, int]]:
     """
     state = load_state(source)
     encoder = build_encoder(**state.encoder)
-    load_exactly(encoder, state.model, source=str(source))
+    load_exactly(encoder, state.teacher or state.model, source=str(source))
     return encoder.eval(), state.view
 
 
@@ -195,10 +201,12 @@ def _read(path: Path) -> object:
 
 
 def _in_our_schema(payload: object) -> object:
-    """A payload of schema 1 as one of schema 2; others as they are."""
-    if isinstance(payload, dict) and payload.get("schema") == 1 and "assignment" not in payload:
-        return payload | {"schema": SCHEMA, "assignment": None}
-    return payload
+    """A payload of an older schema as one of ours; others as they are."""
+    schema = payload.get("schema") if isinstance(payload, dict) else None
+    if not isinstance(payload, dict) or not isinstance(schema, int) or not 1 <= schema < SCHEMA:
+        return payload
+    later = {name: value for since, added in SINCE.items() if since > schema for name, value in added.items()}
+    return payload if later.keys() & payload.keys() else payload | later | {"schema": SCHEMA}
 
 
 def _pack(assignment: Assignment | None) -> dict[str, Any] | None:

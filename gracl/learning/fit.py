@@ -2,8 +2,8 @@
 
 An epoch of GRACL is four lines: scan the images into features, relate the features into labels and proxies, plan which
 image is learnt when, pick and train. They are written here once; `gracl.local` and `gracl.runtime` bring the ports.
-An epoch starts from weights, optimizer and epoch number alone (with `overlap` also from the assignment that is one
-epoch old), so a crash costs at most the epoch under way.
+An epoch starts from weights (those of a teacher too, where there is one), optimizer and epoch number alone (with
+`overlap` also from the assignment that is one epoch old), so a crash costs at most the epoch under way.
 """
 
 import math
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +27,7 @@ from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
 from gracl.learning.losses import Criterion
 from gracl.learning.optim import set_rate
+from gracl.learning.teacher import Teacher
 from gracl.types import IMAGENET_MEAN, IMAGENET_STD, Assignment, Batch, EpochReport, FeatureTable, Plan, RetrievalReport
 
 
@@ -117,6 +119,7 @@ def fit(
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     clip_norm: float = 0.0,
     overlap: bool = False,
+    teacher_decay: float = 0.0,
 ) -> TrainState:
     """Trains from `state` (whose weights are loaded here when it has seen an epoch) until `epochs` are done.
 
@@ -133,6 +136,7 @@ def fit(
         overlap: relate while the epoch trains, on the labels of the scan one epoch before (docs/decisions/0012). Where
             there is none (the first epoch; the first of a run that was done and is made longer) the epoch relates
             first and waits, as without it. The last epoch makes neither scan nor relation: both phases took 0 seconds.
+        teacher_decay: of a `Teacher`, which then is scanned with, judged and kept beside the encoder; 0 for none.
 
     Returns:
         The state after the last epoch.
@@ -143,15 +147,17 @@ def fit(
     """
     device = next(encoder.parameters()).device
     casting = autocast(device, precision)
+    teacher = Teacher(encoder, teacher_decay) if teacher_decay else None
     if state.epoch:
         encoder.load_state_dict(state.model)
         optimizer.load_state_dict(state.optimizer)
+    if teacher and state.teacher:
+        teacher.encoder.load_state_dict(state.teacher)
+    model = teacher.encoder if teacher else encoder
     judged = bool(splits.query)
 
     def describe(split: str, phase: str) -> FeatureTable:
-        return encode(
-            encoder, batches.scan(split), casting, watched(progress, phase, batches.images(split), ranks.size)
-        )
+        return encode(model, batches.scan(split), casting, watched(progress, phase, batches.images(split), ranks.size))
 
     def judge(epoch: int) -> RetrievalReport:
         return relator.judge(epoch, describe(splits.query, "query"), describe(splits.gallery, "gallery"))
@@ -181,15 +187,24 @@ def fit(
             casting,
             clip_norm,
             progress,
+            partial(teacher.follow, encoder, epoch * len(plan.tickets)) if teacher else None,
         )
         ranks.share_buffers(encoder)
+        if teacher:
+            ranks.share_buffers(teacher.encoder)
         clock.lap("train")
         pending = answer.result() if answer and overlap else None
         clock.lap("relate")
         retrieval = judge(epoch + 1) if judged and ((epoch + 1) % eval_every == 0 or epoch + 1 == epochs) else None
         clock.lap("judge")
         report = describe_epoch(epoch, losses, assignment, plan, clock, retrieval, untrained)
-        state = state.after(report.metrics(), encoder=encoder, optimizer=optimizer, assignment=pending)
+        state = state.after(
+            report.metrics(),
+            encoder=encoder,
+            optimizer=optimizer,
+            assignment=pending,
+            teacher=teacher.encoder if teacher else None,
+        )
         reporter(report, state)
         untrained = None
     return state
@@ -221,10 +236,12 @@ def train_epoch(
     casting: AbstractContextManager[object],
     clip_norm: float,
     progress: Progress,
+    stepped: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "3"]:
     """One pass over the plan: pick, pull to the proxies, step, move the proxies.
 
     `targets` holds the labels of the whole plan, so each rank knows those of the others' images without asking.
+    `stepped` is told the number of each step once it has been taken.
 
     Returns:
         The mean loss, inter-ID term and intra-ID term over steps and ranks.
@@ -253,6 +270,8 @@ def train_epoch(
                 )
             )
         optimizer.step()
+        if stepped:
+            stepped(done)
         criterion.update(ranks.gather(features.detach()), targets[batch.ticket])
         sums += torch.stack([terms.loss, terms.inter, terms.intra]).detach()
         done += 1

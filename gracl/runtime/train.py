@@ -189,6 +189,7 @@ def describe_lesson(config: TrainConfig, *, cameras: list[ray.ObjectRef] | None 
             "precision": config.precision,
             "clip_norm": config.clip_norm,
             "overlap": config.relations.overlap,
+            "teacher_decay": config.teacher_decay,
         },
         seed=config.seed,
         cameras=cameras,

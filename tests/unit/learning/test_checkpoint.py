@@ -129,17 +129,27 @@ def test_labels_and_proxies_that_do_not_belong_together_are_refused(pair, tmp_pa
         load_state(tmp_path)
 
 
-def test_a_checkpoint_of_before_there_were_assignments_is_read(pair, tmp_path):
+@pytest.mark.parametrize(("schema", "without"), [(1, ["assignment", "teacher"]), (2, ["teacher"])])
+def test_a_checkpoint_of_an_older_schema_is_read(pair, tmp_path, schema, without):
     path = save_state(state_of(pair), tmp_path)
     payload = torch.load(path, weights_only=True)
-    del payload["assignment"]
-    torch.save(payload | {"schema": 1}, path)
+    for name in without:
+        del payload[name]
+    torch.save(payload | {"schema": schema}, path)
     state = load_state(tmp_path)
-    assert state.assignment is None
+    assert all(getattr(state, name) is None for name in without)
     assert same(state, state_of(pair))
     torch.save(payload, path)
-    with pytest.raises(CheckpointError, match="schema 2"):
+    with pytest.raises(CheckpointError, match="schema 3"):
         load_state(tmp_path)
+
+
+def test_the_teacher_is_the_model_to_use(pair, tmp_path):
+    teacher, _ = trained(seed=5)
+    save_state(state_of(pair, teacher=teacher.state_dict()), tmp_path)
+    encoder, _ = load_encoder(tmp_path)
+    assert same(dict(encoder.state_dict()), dict(teacher.state_dict()))
+    assert same(dict(load_state(tmp_path).model), dict(pair[0].state_dict()))
 
 
 def test_a_run_goes_on_from_its_checkpoint_as_if_unbroken(tmp_path):
@@ -241,10 +251,12 @@ def test_a_flipped_bit_is_refused(pair, tmp_path):
         load_state(tmp_path)
 
 
-@pytest.mark.parametrize("payload", [{"schema": 0, "epoch": 1}, {"epoch": 1}, {"schema": 2, "epoch": 1}, [1, 2]])
+@pytest.mark.parametrize(
+    "payload", [{"schema": 0, "epoch": 1}, {"epoch": 1}, {"schema": 2, "epoch": 1}, {"schema": "3"}, [1, 2]]
+)
 def test_another_schema_is_refused(tmp_path, payload):
     torch.save(payload, tmp_path / STATE_FILE)
-    with pytest.raises(CheckpointError, match="schema 2"):
+    with pytest.raises(CheckpointError, match="schema 3"):
         load_state(tmp_path)
 
 

@@ -155,11 +155,14 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_clust
                 "relations__min_cluster_size": 3,
             },
         ),
+        ("taught", {"teacher_decay": 0.9, "loss__inter_update": "every", "loss__negatives": "both"}),
     ],
 )
-def test_relations_of_other_kinds_equal_the_local_run(ray_cluster, toy_shards, runs, name, changes):
+def test_runs_of_other_kinds_equal_the_local_run(ray_cluster, toy_shards, runs, name, changes):
     changes |= {"epochs": 1, "eval_untrained": False}
     result = train(toy_config(toy_shards, runs, name=name, **changes))
     state = load_state(result["checkpoint"])
-    assert_same_run(state, learn(toy_config(toy_shards, **changes)))
+    wanted = learn(toy_config(toy_shards, **changes))
+    assert_same_run(state, wanted)
+    assert_same_state(state.teacher, wanted.teacher)
     assert 0 <= state.history[0]["cluster/camera_entropy"] <= 1  # the root is local, and its cameras known

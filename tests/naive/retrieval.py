@@ -29,25 +29,25 @@ def ranked_rows(
     return sorted(rows, key=lambda pair: (-pair[0], pair[1]))
 
 
-def average_precision_and_first(
+def judge_one(
     query: np.ndarray, gallery: np.ndarray, who: Identities, seen: Identities, number: int
-) -> tuple[float, int] | None:
-    """Average precision of one query and the rank of its first correct row; None where no correct row counts."""
-    hits, precisions, first = 0, [], 0
+) -> tuple[float, float, int] | None:
+    """Average precision, inverse negative penalty and first correct rank of a query; None: no correct row counts."""
+    hits, precisions, first, last = 0, [], 0, 0
     for rank, (_, row) in enumerate(ranked_rows(query, gallery, who, seen, number), 1):
         if seen.object_ids[row] == who.object_ids[number]:
             hits += 1
-            first = first or rank
+            first, last = first or rank, rank
             precisions.append(hits / rank)
-    return (sum(precisions) / hits, first) if hits else None
+    return (sum(precisions) / hits, hits / last, first) if hits else None
 
 
 def evaluate(
     query: np.ndarray, gallery: np.ndarray, who: Identities, seen: Identities, ranks: tuple[int, ...]
-) -> tuple[float, dict[int, float], list[float | None]]:
-    """Mean average precision, CMC, and the average precision of every query (None: skipped)."""
-    judged = [average_precision_and_first(query, gallery, who, seen, number) for number in range(len(query))]
-    kept = [pair for pair in judged if pair is not None]
-    cmc = {rank: sum(first <= rank for _, first in kept) / len(kept) for rank in ranks}
-    mean = sum(precision for precision, _ in kept) / len(kept)
-    return mean, cmc, [None if pair is None else pair[0] for pair in judged]
+) -> tuple[float, float, dict[int, float], list[tuple[float, float, int] | None]]:
+    """Mean average precision, mean inverse negative penalty, CMC, and what `judge_one` says of every query."""
+    judged = [judge_one(query, gallery, who, seen, number) for number in range(len(query))]
+    kept = [one for one in judged if one is not None]
+    cmc = {rank: sum(first <= rank for _, _, first in kept) / len(kept) for rank in ranks}
+    mean_ap, mean_inp = (sum(one[place] for one in kept) / len(kept) for place in (0, 1))
+    return mean_ap, mean_inp, cmc, judged

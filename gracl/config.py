@@ -17,12 +17,14 @@ from gracl.sections import (
     Crew,
     Data,
     EncoderSection,
+    Expansion,
     Judged,
     Loss,
     Optim,
     Place,
     Positive,
     Relations,
+    Reranking,
     Sampling,
     Scale,
     Schedule,
@@ -185,6 +187,7 @@ class ModelConfig(Section):
     checkpoint: str = Field(description="folder of a checkpoint (or its state.pt); it knows its image size")
     batch: Positive = Field(256, description="images of a worker's batch")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="as in training")
+    flip: bool = Field(False, description="average the features of an image and its mirror image; twice the work")
     scale: Crew = Crew()
 
 
@@ -197,10 +200,40 @@ class ExtractConfig(ModelConfig):
 
 
 class EvaluateConfig(ModelConfig):
-    """mAP and CMC of a checkpoint."""
+    """mAP, mINP and CMC of a checkpoint, plain, and after the post-processing that is asked for."""
 
     data: Judged
     out: str | None = Field(None, description="folder for the report, per-query results and the ranked sheet")
+    expand: bool = Field(False, description="expand queries by what they find (post-processing; before rerank)")
+    expansion: Expansion = Expansion()
+    rerank: bool = Field(False, description="re-rank by k-reciprocal neighbours (post-processing)")
+    reranking: Reranking = Reranking()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "EvaluateConfig":
+        for switch, on, section in (
+            ("expand", self.expand, self.expansion),
+            ("rerank", self.rerank, self.reranking),
+        ):
+            _refuse_unless(
+                on or section == type(section)(),
+                f"{switch}=true beside settings of it",
+                f"{switch}=false and {section!r}",
+                f"set {switch}=true, or leave them out",
+            )
+        _refuse_unless(
+            self.reranking.k2 <= self.reranking.k1,
+            "reranking.k2 of at most reranking.k1",
+            f"k2={self.reranking.k2}, k1={self.reranking.k1}",
+            "lower reranking.k2",
+        )
+        return self
+
+    def processing(self) -> dict[str, Any]:
+        """The post-processing that is asked for, with its settings, in the order in which it is done."""
+        done: dict[str, Any] = {"flip": True} if self.flip else {}
+        done |= {"expand": self.expansion.options()} if self.expand else {}
+        return done | ({"rerank": self.reranking.options()} if self.rerank else {})
 
 
 class SynthesizeConfig(Section):

@@ -77,7 +77,7 @@ class DirectRelator:
         return relate(features, epoch=epoch, cameras=self._cameras, **self._options)
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
-        """mAP and CMC of the one part there is."""
+        """The report of the one part there is."""
         if self._query is None or self._gallery is None:
             raise RuntimeError("our mistake: nothing to judge by")
         return evaluate_retrieval(

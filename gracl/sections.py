@@ -206,6 +206,22 @@ class Scale(Crew):
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without end")
 
 
+class Reranking(Section):
+    """k-reciprocal re-ranking of query and gallery (method.md Evaluation)."""
+
+    k1: Positive = Field(20, description="rerank: neighbours of the k-reciprocal sets, the image itself not counted")
+    k2: Positive = Field(6, description="rerank: nearest images whose weights are averaged, the image itself counted")
+    original_weight: Share = Field(0.3, description="rerank: weight of the original beside the Jaccard distance")
+
+
+class Expansion(Section):
+    """Expansion of queries by what they find (method.md Evaluation)."""
+
+    k: Positive = Field(5, description="expand: nearest gallery images that join a query")
+    alpha: float = Field(3.0, ge=0, description="expand: they count similarity**alpha; 0: all alike")
+    database: bool = Field(False, description="expand: gallery images are expanded by their nearest others, too")
+
+
 class Tracking(Section):
     """Where the figures go."""
 

@@ -182,18 +182,24 @@ class Ranking:
 
 @dataclass(frozen=True)
 class RetrievalReport:
-    """How well queries find their gallery: mean average precision and CMC, as shares between 0 and 1."""
+    """How well queries find their gallery: mAP, mINP and CMC, as shares between 0 and 1.
+
+    `average_precisions` and `inverse_penalties` are those of each query, 0 where it was not `counted`.
+    """
 
     mean_ap: float
+    mean_inp: float
     cmc: dict[int, float]
     queries: int
     skipped_queries: int
     average_precisions: Float32[ndarray, "queries"]
+    inverse_penalties: Float32[ndarray, "queries"]
     counted: Bool[ndarray, "queries"]
 
     def metrics(self) -> dict[str, float]:
         """The report under the names that MLflow and Tune see."""
-        return {"val/mAP": self.mean_ap, **{f"val/rank{rank}": share for rank, share in self.cmc.items()}}
+        cmc = {f"val/rank{rank}": share for rank, share in self.cmc.items()}
+        return {"val/mAP": self.mean_ap, "val/mINP": self.mean_inp, **cmc}
 
 
 @dataclass(frozen=True)

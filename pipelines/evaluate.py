@@ -1,6 +1,7 @@
-"""mAP and CMC of a checkpoint, with per-query results and a sheet of ranked images.
+"""mAP, mINP and CMC of a checkpoint, with per-query results and a sheet of ranked images.
 
 python pipelines/evaluate.py checkpoint=runs/first/epoch-0050 data.root=shards/market out=report
+python pipelines/evaluate.py checkpoint=runs/first/epoch-0050 data.root=shards/market out=report flip=true rerank=true
 """
 
 from gracl.cli import door

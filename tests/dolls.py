@@ -85,7 +85,7 @@ class Dolls:
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
         self.calls.append(f"judge {epoch}")
-        return RetrievalReport(0.5, {1: 0.5}, 1, 0, np.ones(1, np.float32), np.ones(1, bool))
+        return RetrievalReport(0.5, 0.5, {1: 0.5}, 1, 0, *np.ones((2, 1), np.float32), np.ones(1, bool))
 
     def plan(self, epoch: int, labels: np.ndarray) -> Plan:
         self.planned.append(labels)

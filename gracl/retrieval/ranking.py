@@ -5,7 +5,7 @@ queries x gallery matrix never exists: `similarity_blocks` makes it a few hundre
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from gracl.errors import GraclError, expected
 from gracl.types import EMPTY, UNKNOWN, Identities, Ranking
 
 STRIP = 1024
+# (query, gallery, block_rows=, threads=) -> (first query, its block) ...: `similarity_blocks`, or another of that kind.
+Blocks = Callable[..., Iterator[tuple[int, ndarray]]]
 
 
 def judged(object_id: int, camera_id: int, gallery: Identities) -> Bool[ndarray, "images"]:
@@ -35,75 +37,6 @@ def judged(object_id: int, camera_id: int, gallery: Identities) -> Bool[ndarray,
     if camera_id != UNKNOWN:
         counts[(gallery.object_ids == object_id) & (gallery.camera_ids == camera_id)] = False
     return counts
-
-
-def rank(
-    query: Float32[ndarray, "queries dim"],
-    gallery: Float32[ndarray, "gallery dim"],
-    *,
-    query_identities: Identities | None = None,
-    gallery_identities: Identities | None = None,
-    k: int = 10,
-    block_rows: int = 512,
-    threads: int = 0,
-) -> Ranking:
-    """The k most similar gallery rows of every query, among those that `judged` lets count.
-
-    Equal similarities stand in order of gallery index. A row with fewer than k gallery rows ends in `EMPTY` (-1)
-    with similarity -inf.
-
-    Args:
-        query: unit feature rows, so that the inner product is the cosine (the order of Euclidean distance).
-        gallery: unit feature rows.
-        query_identities: objects and cameras of the queries; None (with the next one) leaves nothing out: a search.
-        gallery_identities: objects and cameras of the gallery.
-        k: length of a row, >= 1.
-        block_rows: queries at a time; the memory needed beyond input and result is block_rows x gallery x 4 bytes and
-            a few strips.
-        threads: CPU threads of the products; 0 leaves torch's number as it is.
-
-    Raises:
-        GraclError: sizes that do not fit, values that are not finite, or only one of the two identities.
-    """
-    if (query_identities is None) != (gallery_identities is None):
-        raise GraclError(
-            expected("identities of both sides or of neither", "only one", "give both to leave out same-camera rows")
-        )
-    if k < 1:
-        raise GraclError(expected("k >= 1", k, "ask for at least one gallery row"))
-    query_identities = query_identities or _nobody(len(query))
-    gallery_identities = gallery_identities or _nobody(len(gallery))
-    check_sides(query, gallery, query_identities, gallery_identities)
-    indices = np.full((len(query), k), EMPTY, np.int64)
-    similarities = np.full((len(query), k), -np.inf, np.float32)
-    for start, block in similarity_blocks(query, gallery, block_rows=block_rows, threads=threads):
-        for row, scores in enumerate(block, start):
-            object_id, camera_id = int(query_identities.object_ids[row]), int(query_identities.camera_ids[row])
-            counts = judged(object_id, camera_id, gallery_identities)
-            best = _best(scores, counts, k)
-            indices[row, : len(best)] = best
-            similarities[row, : len(best)] = scores[best]
-    return Ranking(indices=indices, similarities=similarities)
-
-
-def _best(scores: Float32[ndarray, "gallery"], counts: Bool[ndarray, "gallery"], k: int) -> Int64[ndarray, "best"]:
-    """The (at most) k rows that count with the highest scores, highest first, equal ones in order of index."""
-    rows = np.flatnonzero(counts)
-    k = min(k, len(rows))
-    if not k:
-        return rows
-    values = scores[rows]
-    floor = np.partition(values, len(values) - k)[len(values) - k]
-    # All rows at the floor are kept until after the stable sort: which of them stay is decided by index, not by
-    # the partition.
-    near = np.flatnonzero(values >= floor)
-    order = np.argsort(-values[near], kind="stable")[:k]
-    return rows[near[order]]
-
-
-def _nobody(images: int) -> Identities:
-    """Identities of which nothing is left out: one object, no camera known."""
-    return Identities(object_ids=np.zeros(images, np.int64), camera_ids=np.full(images, UNKNOWN, np.int64))
 
 
 def similarity_blocks(
@@ -160,6 +93,77 @@ def _tensor(array: Float32[ndarray, "rows dim"]) -> torch.Tensor:
         # Arrays out of Ray's object store are read-only; torch warns, but this tensor is only read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def rank(
+    query: Float32[ndarray, "queries dim"],
+    gallery: Float32[ndarray, "gallery dim"],
+    *,
+    query_identities: Identities | None = None,
+    gallery_identities: Identities | None = None,
+    k: int = 10,
+    block_rows: int = 512,
+    threads: int = 0,
+    blocks: Blocks = similarity_blocks,
+) -> Ranking:
+    """The k most similar gallery rows of every query, among those that `judged` lets count.
+
+    Equal similarities stand in order of gallery index. A row with fewer than k gallery rows ends in `EMPTY` (-1)
+    with similarity -inf.
+
+    Args:
+        query: unit feature rows, so that the inner product is the cosine (the order of Euclidean distance).
+        gallery: unit feature rows.
+        query_identities: objects and cameras of the queries; None (with the next one) leaves nothing out: a search.
+        gallery_identities: objects and cameras of the gallery.
+        k: length of a row, >= 1.
+        block_rows: queries at a time; the memory needed beyond input and result is block_rows x gallery x 4 bytes and
+            a few strips.
+        threads: CPU threads of the products; 0 leaves torch's number as it is.
+        blocks: as in `gracl.retrieval.metrics.evaluate_retrieval`.
+
+    Raises:
+        GraclError: sizes that do not fit, values that are not finite, or only one of the two identities.
+    """
+    if (query_identities is None) != (gallery_identities is None):
+        raise GraclError(
+            expected("identities of both sides or of neither", "only one", "give both to leave out same-camera rows")
+        )
+    if k < 1:
+        raise GraclError(expected("k >= 1", k, "ask for at least one gallery row"))
+    query_identities = query_identities or _nobody(len(query))
+    gallery_identities = gallery_identities or _nobody(len(gallery))
+    check_sides(query, gallery, query_identities, gallery_identities)
+    indices = np.full((len(query), k), EMPTY, np.int64)
+    similarities = np.full((len(query), k), -np.inf, np.float32)
+    for start, block in blocks(query, gallery, block_rows=block_rows, threads=threads):
+        for row, scores in enumerate(block, start):
+            object_id, camera_id = int(query_identities.object_ids[row]), int(query_identities.camera_ids[row])
+            counts = judged(object_id, camera_id, gallery_identities)
+            best = _best(scores, counts, k)
+            indices[row, : len(best)] = best
+            similarities[row, : len(best)] = scores[best]
+    return Ranking(indices=indices, similarities=similarities)
+
+
+def _best(scores: Float32[ndarray, "gallery"], counts: Bool[ndarray, "gallery"], k: int) -> Int64[ndarray, "best"]:
+    """The (at most) k rows that count with the highest scores, highest first, equal ones in order of index."""
+    rows = np.flatnonzero(counts)
+    k = min(k, len(rows))
+    if not k:
+        return rows
+    values = scores[rows]
+    floor = np.partition(values, len(values) - k)[len(values) - k]
+    # All rows at the floor are kept until after the stable sort: which of them stay is decided by index, not by
+    # the partition.
+    near = np.flatnonzero(values >= floor)
+    order = np.argsort(-values[near], kind="stable")[:k]
+    return rows[near[order]]
+
+
+def _nobody(images: int) -> Identities:
+    """Identities of which nothing is left out: one object, no camera known."""
+    return Identities(object_ids=np.zeros(images, np.int64), camera_ids=np.full(images, UNKNOWN, np.int64))
 
 
 def check_sides(

@@ -27,6 +27,7 @@ from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import autocast, encode
+from gracl.learning.flipping import encode_with_mirror
 from gracl.runtime.checkpoints import load_model
 from gracl.runtime.session import Demand, refusals, session
 from gracl.runtime.terminal import Progress, say
@@ -44,6 +45,7 @@ class Describer:
         checkpoint: URI of the model's folder.
         root, split, cache: of the shards.
         batch: images at a time.
+        flip: describe mirror images, too.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Describer:
         precision: str,
         threads: int,
         decode_threads: int,
+        flip: bool = False,
     ) -> None:
         torch.set_num_threads(threads)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
@@ -64,10 +67,10 @@ class Describer:
         self._encoder, self._size = encoder.to(device), dict[str, Any](size)
         self._store = ShardStore.open(root, split, cache=cache)
         self._casting = autocast(device, precision)
-        self._batch, self._decode_threads = batch, decode_threads
+        self._batch, self._decode_threads, self._flip = batch, decode_threads, flip
 
-    def describe(self, chunk: tuple[int, int]) -> FeatureTable:
-        """The features of the tickets from `chunk[0]` up to `chunk[1]` of the split's scan."""
+    def describe(self, chunk: tuple[int, int]) -> tuple[FeatureTable, ...]:
+        """The features of the tickets from `chunk[0]` up to `chunk[1]` of the split's scan: plain, flip-averaged."""
         tickets = scan_plan(len(self._store), self._batch).tickets[chunk[0] : chunk[1]]
         scan = load(
             share_tickets(self._store.read, Plan(epoch=0, tickets=tickets)),
@@ -76,11 +79,15 @@ class Describer:
             seed=None,
             threads=self._decode_threads,
         )
-        return encode(self._encoder, scan, self._casting, lambda done: None)
+        if self._flip:
+            return encode_with_mirror(self._encoder, scan, self._casting, lambda done: None)
+        return (encode(self._encoder, scan, self._casting, lambda done: None),)
 
 
-def describe_split(config: ModelConfig, data: Place, split: str) -> Iterator[FeatureTable]:
+def describe_split(config: ModelConfig, data: Place, split: str) -> Iterator[tuple[FeatureTable, ...]]:
     """The features of a split in parts, in whatever order they come, with progress on the terminal.
+
+    Each part holds the plain features and, with `config.flip`, the flip-averaged ones after them.
 
     Raises:
         ImageError, ShardError, CheckpointError: from the actors, as they raised it.
@@ -101,13 +108,14 @@ def describe_split(config: ModelConfig, data: Place, split: str) -> Iterator[Fea
             precision=config.precision,
             threads=scale.worker_threads,
             decode_threads=scale.decode_threads,
+            flip=config.flip,
         )
         for _ in range(min(scale.workers, len(chunks)))
     ]
     progress = Progress(f"describe {split}", images)
     with refusals():
         for part in ActorPool(actors).map_unordered(lambda actor, chunk: actor.describe.remote(chunk), chunks):
-            progress(len(part.indices))
+            progress(len(part[0].indices))
             yield part
 
 
@@ -126,7 +134,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         raise ConfigError(expected("a new folder for features", f"{out}, which holds some", "choose another out="))
     files, images, dim = [], 0, encoder.feature_size
     with session(demand(config.scale)):
-        for number, part in enumerate(describe_split(config, config.data, config.split)):
+        for number, (*_, part) in enumerate(describe_split(config, config.data, config.split)):
             files.append(f"features-{number:05}.arrow")
             storage.write_bytes(storage.join(out, files[-1]), table_bytes(part))
             images += len(part.indices)
@@ -135,6 +143,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         "split": config.split,
         "images": images,
         "feature_size": dim,
+        "flip": config.flip,
         "files": files,
         "checkpoint": storage.absolute(config.checkpoint),
         "data_digest": read_manifest(storage.absolute(config.data.root), config.split).digest,

@@ -220,7 +220,7 @@ class RayRelator:
         return answer
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
-        """mAP and CMC; waits for all ranks."""
+        """The report; waits for all ranks."""
         parts = [ray.put(query), ray.put(gallery), *self._judged_by]
         answer: RetrievalReport = self._ask(self._actor.judge, epoch, parts)
         return answer

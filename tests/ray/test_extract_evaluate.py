@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from gracl.images.shards import ShardStore
 from gracl.images.views import decode, eval_view
 from gracl.learning.checkpoint import load_encoder, save_state
 from gracl.learning.fit import autocast, encode
+from gracl.retrieval.expansion import expand
+from gracl.retrieval.metrics import evaluate_retrieval
+from gracl.retrieval.reranking import reranked
 from gracl.runtime.evaluate import evaluate
 from gracl.runtime.extract import extract
 from gracl.types import FeatureTable
@@ -68,20 +72,33 @@ def judged(ray_cluster, toy_shards, checkpoint, tmp_path_factory):
     return run_evaluate(toy_shards, checkpoint, out=out), out
 
 
-def described_here(root: str, split: str, checkpoint: str) -> np.ndarray:
-    """The features of a split by the functions that training uses, in this process."""
+def described_here(root: str, split: str, checkpoint: str, turned: bool = False) -> np.ndarray:
+    """The features of a split (or of its mirror images) by the functions that training uses, in this process."""
     encoder, size = load_encoder(checkpoint)
     store = ShardStore.open(root, split)
     tickets = share_tickets(store.read, scan_plan(len(store), BATCH))
     scan = load(tickets, partial(eval_view, **size), **size, seed=None)
+    if turned:
+        scan = (replace(batch, images=batch.images[:, :, ::-1].copy()) for batch in scan)
     casting = autocast(next(encoder.parameters()).device, "float32")
     return FeatureTable.gather([encode(encoder, scan, casting, lambda done: None)], len(store))
 
 
+def flipped_here(root: str, split: str, checkpoint: str) -> np.ndarray:
+    """The flip-averaged features of a split, by hand."""
+    sums = sum(described_here(root, split, checkpoint, turned) for turned in (False, True))
+    return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+
+
+def tables(out: Path) -> list[pa.Table]:
+    """What extract wrote."""
+    manifest = json.loads((out / "manifest.json").read_text())
+    return [pa.ipc.open_file(str(out / name)).read_all() for name in manifest["files"]]
+
+
 def test_the_feature_table_is_what_encode_gives_here(extracted, toy_shards, checkpoint):
     result, out = extracted
-    manifest = json.loads((out / "manifest.json").read_text())
-    parts = [pa.ipc.open_file(str(out / name)).read_all() for name in manifest["files"]]
+    manifest, parts = json.loads((out / "manifest.json").read_text()), tables(out)
     assert len(parts) > 1, "the toy split is meant to be described in several parts"
     assert parts[0].schema.field("index").type == pa.int64()
     assert parts[0].schema.field("feature").type == pa.list_(pa.float32(), manifest["feature_size"])
@@ -93,12 +110,66 @@ def test_the_feature_table_is_what_encode_gives_here(extracted, toy_shards, chec
     assert sorted(path.name for path in out.iterdir()) == sorted([*manifest["files"], "manifest.json"])
 
 
+def test_flip_averaged_features_are_those_made_by_hand(ray_cluster, toy_shards, checkpoint, tmp_path):
+    run_extract(toy_shards, checkpoint, split="gallery", out=tmp_path / "flipped", flip=True)
+    assert json.loads((tmp_path / "flipped" / "manifest.json").read_text())["flip"] is True
+    features = np.stack(pa.concat_tables(tables(tmp_path / "flipped")).sort_by("index")["feature"].to_numpy())
+    np.testing.assert_allclose(features, flipped_here(toy_shards, "gallery", checkpoint), rtol=0, atol=2e-6)
+    assert not np.allclose(features, described_here(toy_shards, "gallery", checkpoint), atol=1e-3)
+
+
+PROCESSING = {"flip": True, "expand": True, "expansion.k": 3, "rerank": True, "reranking.k1": 8, "reranking.k2": 3}
+
+
+@pytest.fixture(scope="module")
+def processed(ray_cluster, toy_shards, checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("processed") / "report"
+    return run_evaluate(toy_shards, checkpoint, out=out, **PROCESSING), out
+
+
+def test_post_processing_stands_beside_the_plain_figures_and_is_named(processed, judged):
+    result, plain = processed[0], judged[0]
+    assert plain["processed"] is None
+    names = ("mAP", "mINP", "rank1", "rank5", "rank10", "rank20", "queries", "skipped_queries")
+    assert [result[name] for name in names] == [plain[name] for name in names]
+    assert result["processed"]["by"] == {
+        "flip": True,
+        "expand": {"k": 3, "alpha": 3.0, "database": False},
+        "rerank": {"k1": 8, "k2": 3, "original_weight": 0.3},
+    }
+    assert json.loads((processed[1] / "report.json").read_text())["processed"] == result["processed"]
+
+
+def test_post_processing_gives_what_its_steps_give_here(processed, toy_shards, checkpoint):
+    who = {f"{name}_identities": ShardStore.open(toy_shards, name).identities() for name in ("query", "gallery")}
+    sides = expand(*(flipped_here(toy_shards, name, checkpoint) for name in ("query", "gallery")), k=3)
+    report = evaluate_retrieval(*sides, **who, blocks=reranked(*sides, k1=8, k2=3))
+    wanted = {name.removeprefix("val/"): value for name, value in report.metrics().items()}
+    found = processed[0]["processed"]
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-3)
+    assert found["mAP"] != pytest.approx(processed[0]["mAP"], abs=1e-4)
+
+
+def test_each_judgement_has_its_lines_and_its_sheet(processed, judged):
+    (result, out), (_, plain) = processed, judged
+    pictures = {"ranked.png", "ranked_processed.png"}
+    assert {path.name for path in out.iterdir()} == {"report.json", "queries.csv", "queries_processed.csv", *pictures}
+    assert (out / "queries.csv").read_text() == (plain / "queries.csv").read_text()
+    with (out / "queries_processed.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    for column, name in (("average_precision", "mAP"), ("inverse_negative_penalty", "mINP")):
+        shares = [float(line[column]) for line in lines if line[column]]
+        assert np.mean(shares) == pytest.approx(result["processed"][name], abs=1e-5)
+    assert all((out / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for name in pictures)
+
+
 def test_the_manifest_says_where_the_features_come_from(extracted, toy_shards, checkpoint):
     result, out = extracted
     manifest = json.loads((out / "manifest.json").read_text())
     store = ShardStore.open(toy_shards, "gallery")
     assert (manifest["split"], manifest["checkpoint"]) == ("gallery", checkpoint)
     assert (manifest["data_digest"], manifest["images"]) == (store.digest, len(store))
+    assert manifest["flip"] is False
     assert json.loads(json.dumps(result)) == result
     assert (result["out"], result["images"], result["feature_size"]) == (str(out), len(store), 512)
 
@@ -127,6 +198,8 @@ def test_there_is_a_line_for_every_query(judged, toy_shards):
     precisions = [float(line["average_precision"]) for line in lines if line["average_precision"]]
     assert len(precisions) == result["queries"]
     assert np.mean(precisions) == pytest.approx(result["mAP"], abs=1e-5)
+    penalties = [float(line["inverse_negative_penalty"]) for line in lines if line["inverse_negative_penalty"]]
+    assert np.mean(penalties) == pytest.approx(result["mINP"], abs=1e-5)
     known = dict(zip(gallery.paths(np.arange(len(gallery))), gallery.identities().object_ids.tolist(), strict=True))
     first = [known[line["rank1"]] for line in lines]
     right = np.array(first) == query.identities().object_ids
@@ -187,6 +260,13 @@ def test_a_split_that_is_not_there_is_refused(toy_shards, checkpoint, tmp_path, 
 def test_evaluate_needs_both_splits(toy_shards, checkpoint, no_session):
     with pytest.raises(ConfigError, match=r"data.query and data.gallery; came \('query', ''\)"):
         run_evaluate(toy_shards, checkpoint, **{"data.gallery": ""})
+
+
+def test_more_neighbours_than_images_are_refused_before_ray(toy_shards, checkpoint, no_session):
+    with pytest.raises(ConfigError, match=r"reranking.k1 below the \d+ images of query and gallery; came 5000"):
+        run_evaluate(toy_shards, checkpoint, rerank=True, **{"reranking.k1": 5000})
+    with pytest.raises(ConfigError, match=r"expansion.k of at most \d+ other gallery images; came 5000"):
+        run_evaluate(toy_shards, checkpoint, expand=True, **{"expansion.k": 5000})
 
 
 def test_shards_of_another_schema_are_refused(toy_shards, checkpoint, tmp_path, no_session):

@@ -3,7 +3,7 @@ import inspect
 import pytest
 from pydantic import ValidationError
 
-from gracl.config import IngestConfig, SynthesizeConfig, TrainConfig
+from gracl.config import EvaluateConfig, IngestConfig, SynthesizeConfig, TrainConfig
 from gracl.images.ingesting import ingest_here
 from gracl.images.plans import identity_plan
 from gracl.images.synthetic import write_world
@@ -13,7 +13,9 @@ from gracl.learning.fit import fit
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer, rate_factor
 from gracl.relations.relate import relate
-from gracl.sections import EncoderSection, Loss, Optim, Relations, Sampling, Schedule, Views
+from gracl.retrieval.expansion import expand
+from gracl.retrieval.reranking import reranked
+from gracl.sections import EncoderSection, Expansion, Loss, Optim, Relations, Reranking, Sampling, Schedule, Views
 
 SECTIONS = [
     # section, the function it is unpacked into, arguments that come from elsewhere
@@ -28,6 +30,8 @@ SECTIONS = [
     (Loss, ProxyContrast, set()),
     (Optim, build_optimizer, {"parameters"}),
     (Schedule, rate_factor, {"epoch"}),
+    (Expansion, expand, {"query", "gallery", "threads"}),
+    (Reranking, reranked, {"query", "gallery", "threads"}),
     (IngestConfig, ingest_here, {"tasks"}),
     (SynthesizeConfig, write_world, {"folder", "out"}),
 ]
@@ -87,6 +91,33 @@ def test_a_config_cannot_be_changed():
 def test_combinations_that_cannot_run_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         TrainConfig(**{"data": {"root": "x"}} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"expansion": {"k": 3}}, "expand=true beside settings of it"),
+        ({"rerank": True, "expansion": {"database": True}}, "expand=true beside settings of it"),
+        ({"reranking": {"k1": 30}}, "rerank=true beside settings of it"),
+        ({"rerank": True, "reranking": {"k1": 5}}, "reranking.k2 of at most reranking.k1; came k2=6, k1=5"),
+        ({"rerank": True, "reranking": {"original_weight": 1.1}}, "less than or equal to 1"),
+        ({"expand": True, "expansion": {"alpha": -1}}, "greater than or equal to 0"),
+    ],
+)
+def test_post_processing_that_would_be_dropped_or_cannot_be_done_is_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        EvaluateConfig(**{"data": {"root": "x"}, "checkpoint": "c"} | changes)
+
+
+def test_post_processing_is_named_with_its_settings():
+    plain = {"data": {"root": "x"}, "checkpoint": "c"}
+    assert EvaluateConfig(**plain).processing() == {}
+    asked = EvaluateConfig(**plain, flip=True, expand=True, rerank=True, reranking={"k1": 9})
+    assert asked.processing() == {
+        "flip": True,
+        "expand": {"k": 5, "alpha": 3.0, "database": False},
+        "rerank": {"k1": 9, "k2": 6, "original_weight": 0.3},
+    }
 
 
 def test_the_recipe_leaves_out_what_does_not_change_what_is_learnt():

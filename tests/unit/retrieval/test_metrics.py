@@ -42,17 +42,18 @@ def worlds(draw, whole=True):
 
 def compare_with_naive_twin(world, block_rows):
     query, gallery, who, seen = world
-    if not any(naive.average_precision_and_first(*world, number) for number in range(len(query))):
+    if not any(naive.judge_one(*world, number) for number in range(len(query))):
         with pytest.raises(GraclError, match="whose object another camera saw"):
             evaluate(*world, ranks=RANKS, block_rows=block_rows)
         return
-    mean, cmc, each = naive.evaluate(query, gallery, who, seen, RANKS)
+    mean_ap, mean_inp, cmc, each = naive.evaluate(query, gallery, who, seen, RANKS)
     report = evaluate(*world, ranks=RANKS, block_rows=block_rows)
-    assert report.mean_ap == pytest.approx(mean, abs=1e-12)
+    assert (report.mean_ap, report.mean_inp) == pytest.approx((mean_ap, mean_inp), abs=1e-12)
     assert report.cmc == pytest.approx(cmc, abs=1e-12)
-    assert report.counted.tolist() == [precision is not None for precision in each]
-    assert report.average_precisions.tolist() == pytest.approx([precision or 0.0 for precision in each], abs=1e-6)
-    assert (report.queries, report.skipped_queries) == (len(query), sum(precision is None for precision in each))
+    assert report.counted.tolist() == [one is not None for one in each]
+    assert report.average_precisions.tolist() == pytest.approx([one[0] if one else 0.0 for one in each], abs=1e-6)
+    assert report.inverse_penalties.tolist() == pytest.approx([one[1] if one else 0.0 for one in each], abs=1e-6)
+    assert (report.queries, report.skipped_queries) == (len(query), sum(one is None for one in each))
 
 
 @settings(deadline=None, max_examples=200)
@@ -77,20 +78,27 @@ def test_equals_the_naive_twin_without_ties(world, block_rows):
 
 @settings(deadline=None, max_examples=150)
 @given(worlds(whole=False))
-def test_average_precision_equals_scikit_learn_without_ties(world):
+def test_equals_what_published_code_computes_without_ties(world):
+    # As the family's evaluation does it: one query at a time, the rule of Market-1501, scikit-learn's average
+    # precision; the others from the running count of matches along the sorted row.
     similarities = similarity_matrix_without_ties(world)
     _, _, who, seen = world
     wanted = {}
     for number in range(len(similarities)):
         counts = judged(int(who.object_ids[number]), int(who.camera_ids[number]), seen)
-        correct = seen.object_ids[counts] == who.object_ids[number]
+        correct, row = seen.object_ids[counts] == who.object_ids[number], similarities[number, counts]
         if correct.any():
-            wanted[number] = average_precision_score(correct, similarities[number, counts])
+            found = np.cumsum(correct[np.argsort(-row)])
+            last = np.argmax(found == found[-1])
+            wanted[number] = average_precision_score(correct, row), found[last] / (last + 1), found >= 1
     assume(wanted)
-    report = evaluate(*world)
+    report = evaluate(*world, ranks=RANKS)
+    precisions, penalties, finds = zip(*wanted.values(), strict=True)
     assert np.flatnonzero(report.counted).tolist() == list(wanted)
-    assert report.average_precisions[report.counted].tolist() == pytest.approx(list(wanted.values()), abs=1e-6)
-    assert report.mean_ap == pytest.approx(np.mean(list(wanted.values())), abs=1e-9)
+    assert report.average_precisions[report.counted].tolist() == pytest.approx(precisions, abs=1e-6)
+    assert report.inverse_penalties[report.counted].tolist() == pytest.approx(penalties, abs=1e-6)
+    assert (report.mean_ap, report.mean_inp) == pytest.approx((np.mean(precisions), np.mean(penalties)), abs=1e-9)
+    assert report.cmc == pytest.approx({r: np.mean([found[:r].any() for found in finds]) for r in RANKS}, abs=1e-12)
 
 
 def test_agrees_with_the_ranking_it_judges():
@@ -106,20 +114,29 @@ def test_agrees_with_the_ranking_it_judges():
 
 
 def test_a_case_one_can_check_in_the_head():
-    # In order: wrong, right, (same camera: out), wrong, right -> ranks 2 and 4 -> (1/2 + 2/4) / 2.
+    # In order: wrong, right, (same camera: out), wrong, right -> ranks 2 and 4 -> (1/2 + 2/4) / 2, and 2 of 4.
     gallery = on_a_line([0.9, 0.8, 0.7, 0.6, 0.5])
     report = evaluate(
         on_a_line([1.0]), gallery, identities([3], [0]), identities([4, 3, 3, 5, 3], [0, 1, 0, 1, 2]), ranks=(1, 2, 3)
     )
     assert report.mean_ap == 0.5
     assert report.cmc == {1: 0.0, 2: 1.0, 3: 1.0}
-    assert report.metrics() == {"val/mAP": 0.5, "val/rank1": 0.0, "val/rank2": 1.0, "val/rank3": 1.0}
+    assert report.metrics() == {"val/mAP": 0.5, "val/mINP": 0.5, "val/rank1": 0.0, "val/rank2": 1.0, "val/rank3": 1.0}
 
 
 def test_the_names_of_the_usual_figures():
     one = on_a_line([1.0])
     report = evaluate(one, one, identities([1], [0]), identities([1], [1]))
-    assert report.metrics() == {"val/mAP": 1, "val/rank1": 1, "val/rank5": 1, "val/rank10": 1, "val/rank20": 1}
+    names = ["val/mAP", "val/mINP", "val/rank1", "val/rank5", "val/rank10", "val/rank20"]
+    assert report.metrics() == dict.fromkeys(names, 1)
+
+
+def test_the_hardest_match_alone_decides_the_penalty():
+    who, gallery = identities([1], [0]), on_a_line([0.9, 0.8, 0.7, 0.6, 0.5])
+    for objects, wanted in (([1, 1, 2, 2, 2], 1.0), ([1, 2, 2, 2, 1], 2 / 5), ([2, 2, 2, 1, 1], 2 / 5)):
+        report = evaluate(on_a_line([1.0]), gallery, who, identities(objects, [1] * 5))
+        assert report.mean_inp == pytest.approx(wanted)
+        assert report.inverse_penalties.tolist() == pytest.approx([wanted])
 
 
 def test_equal_similarities_stand_in_order_of_gallery_index():
@@ -139,7 +156,7 @@ def test_skipped_queries_are_in_neither_mean():
         ranks=(1, 2),
     )
     assert report.counted.tolist() == [True, False, False, False]
-    assert report.average_precisions.tolist() == [0.5, 0, 0, 0]
+    assert report.average_precisions.tolist() == report.inverse_penalties.tolist() == [0.5, 0, 0, 0]
     assert (report.queries, report.skipped_queries) == (4, 3)
     assert (report.mean_ap, report.cmc) == (0.5, {1: 0.0, 2: 1.0})
 

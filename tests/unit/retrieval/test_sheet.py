@@ -18,7 +18,7 @@ def row(correct=(True, False, None), caption="0.912\ncam 3", note="AP 0.54"):
 def report(precisions, counted=None):
     precisions = np.array(precisions, np.float32)
     counted = np.ones(len(precisions), bool) if counted is None else np.array(counted)
-    return RetrievalReport(0.5, {1: 0.5}, len(precisions), int((~counted).sum()), precisions, counted)
+    return RetrievalReport(0.5, 0.5, {1: 0.5}, len(precisions), int((~counted).sum()), precisions, precisions, counted)
 
 
 def pixels(picture, colour):

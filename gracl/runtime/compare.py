@@ -15,7 +15,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from gracl.config import CompareConfig
-from gracl.errors import ConfigError, TrainingFailed, expected
+from gracl.errors import ConfigError, GraclError, TrainingFailed, expected
 from gracl.images import storage
 from gracl.runtime.findings import report
 from gracl.runtime.grid import Trial, grid, runs_of
@@ -44,6 +44,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     uri, out = tracking_uri(config.tracking.uri, runs_of(config)), storage.absolute(config.out)
     trials = [checked(trial) for trial in grid(config)]
     pending = [trial for trial in trials if recorded(trial, config.metric) is None]
+    for words in dict.fromkeys(f"{trial.arm}: {words}" for trial in trials for words in trial.config.idle()):
+        say(f"note: {words}")
     say(f"{len(trials)} runs in {runs_of(config)}, {len(trials) - len(pending)} of them done")
     try:
         with session(demand_of(pending, config.concurrent)) if pending else nullcontext():
@@ -69,7 +71,10 @@ def unrecorded(trials: Sequence[Trial], metric: str, failures: Mapping[str, str]
 
 def checked(trial: Trial) -> Trial:
     """The trial with paths that hold everywhere; refuses what its training would refuse."""
-    run = prepare(trial.config)
+    try:
+        run = prepare(trial.config)
+    except GraclError as error:
+        raise type(error)(f"run {trial.name}: {error}") from None
     done = max(latest_epoch(run.folder), run.record.get("finished", 0))
     if done > trial.config.epochs:
         raise ConfigError(

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from mlflow import MlflowClient
 
 from gracl.errors import ClusteringCollapsed, ConfigError
 from gracl.images import storage
 from gracl.images.shards import ShardStore
-from gracl.runtime.compare import checked, demand_of, under, unrecorded
+from gracl.runtime import compare as door
+from gracl.runtime.compare import checked, demand_of, leave, under, unrecorded
 from gracl.runtime.grid import Trial
 from gracl.runtime.runs import prepare
 from gracl.runtime.trial import cameras_used, describe_run, recorded
@@ -75,6 +77,32 @@ def test_a_run_that_is_longer_already_is_refused(trial):
     (folder / "epoch-0004").mkdir()
     with pytest.raises(ConfigError, match="plain-toy-s0 of at most 3 epochs.*one of 4"):
         checked(trial)
+
+
+def test_what_a_training_refuses_is_refused_with_the_name_of_the_run(trial):
+    data = trial.config.data.model_copy(update={"train": "nowhere"})
+    lost = replace(trial, config=trial.config.model_copy(update={"data": data}))
+    with pytest.raises(ConfigError, match="run plain-toy-s0: expected a split named 'nowhere'"):
+        checked(lost)
+
+
+def test_mlflow_hears_of_runs_that_were_stopped_in_the_middle(trial, monkeypatch):
+    stopped = []
+
+    class Client(MlflowClient):
+        def __init__(self):
+            pass  # a client of no server
+
+        def set_terminated(self, run_id, status):
+            stopped.append((run_id, status))
+
+    monkeypatch.setattr(door, "attempt", lambda uri, write, what: write(Client()))
+    leave([trial], "uri")  # it has not begun
+    for finished in (3, 1):
+        place = f"{trial.config.runs}/{trial.name}/run.json"
+        storage.write_bytes(place, json.dumps({"mlflow_run_id": f"id{finished}", "finished": finished}).encode())
+        leave([trial], "uri")
+    assert stopped == [("id1", "KILLED")]
 
 
 def test_the_demand_is_that_of_the_largest_runs_at_a_time(trial):

@@ -127,6 +127,8 @@ def _words(annotation: Any) -> str:
         return "|".join(str(value) for value in typing.get_args(annotation))
     if origin in (typing.Union, types.UnionType):
         return "|".join("none" if part == "NoneType" else part for part in parts)
+    if origin is dict:
+        return f"{{{parts[0]}: {parts[1]}}}"
     if origin is tuple:
         return f"[{', '.join(parts)}]"
     return getattr(annotation, "__name__", str(annotation))

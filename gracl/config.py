@@ -7,9 +7,9 @@ and no config object travels further.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from gracl.errors import expected
 from gracl.sections import (
@@ -33,6 +33,11 @@ from gracl.sections import (
     Tracking,
     Views,
 )
+
+# Part of a run's name, and so of a folder's.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+# What one would type behind a door: preset files and section.key=value; one of them may stand alone.
+Arguments = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
 class TrainConfig(Section):
@@ -254,6 +259,43 @@ class SynthesizeConfig(Section):
     processes: Positive = Field(1, description="processes that draw")
 
 
-def _refuse_unless(holds: bool, what: str, came: str, do: str) -> None:
+class CompareConfig(Section):
+    """Trainings to be compared: every arm on every data set with every seed.
+
+    The arguments of a run are those of its arm, its data and `common`, in this order: what comes later wins.
+    """
+
+    presets: dict[Name, Arguments] = Field(
+        min_length=1, description="each arm's name, and what one would type behind pipelines/train.py for it"
+    )
+    data: dict[Name, Arguments] = Field(
+        min_length=1, description="each data set's name, and its settings: data.root=..., what its images need"
+    )
+    common: Arguments = Field((), description="settings of all runs; they win over those of arms and data")
+    seeds: tuple[Count, ...] = Field((0, 1, 2), min_length=1, description="every arm learns every data set with each")
+    baseline: str = Field("", description="arm whose runs the others' are compared with, seed by seed; '': the first")
+    metric: Literal["val/mAP", "val/rank1"] = Field(
+        "val/mAP", description="what is compared, at the last epoch; the best epoch is reported beside it"
+    )
+    out: str = Field(description="folder or URI for table, figures and picture")
+    runs: str = Field("", description="folder or URI where the runs are kept; '': runs in out")
+    concurrent: Positive = Field(1, description="runs at a time")
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "CompareConfig":
+        _refuse_unless(
+            self.baseline in ("", *self.presets),
+            f"a baseline of the arms {', '.join(self.presets)}",
+            repr(self.baseline),
+            "name one of presets",
+        )
+        _refuse_unless(
+            len(set(self.seeds)) == len(self.seeds), "each seed once", list(self.seeds), "leave out the second"
+        )
+        return self
+
+
+def _refuse_unless(holds: bool, what: str, came: object, do: str) -> None:
     if not holds:
         raise ValueError(expected(what, came, do))

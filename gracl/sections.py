@@ -227,3 +227,4 @@ class Tracking(Section):
 
     uri: str | None = Field(None, description="MLflow tracking URI; default: a SQLite file in the runs folder")
     experiment: str = Field("gracl", description="MLflow experiment")
+    parent: str = Field("", description="id of the MLflow run that this one is shown under; '': of none")

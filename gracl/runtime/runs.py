@@ -23,7 +23,7 @@ from gracl.learning.checkpoint import check_recipe
 from gracl.learning.encoder import build_encoder
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.terminal import say, table
-from gracl.runtime.tracking import reopen_run, start_run
+from gracl.runtime.tracking import nesting, reopen_run, start_run
 
 RECORD = "run.json"
 
@@ -61,7 +61,8 @@ class Run:
 
 def prepare(config: TrainConfig) -> Run:
     """Everything that can be found wrong without Ray is found wrong here."""
-    root, runs = storage.absolute(config.data.root), storage.absolute(config.runs)
+    config = _with_whole_paths(config)
+    root, runs = config.data.root, config.runs
     splits = [split for split in (config.data.train, config.data.query, config.data.gallery) if split]
     for split in splits:
         if storage.is_in_memory(root):
@@ -75,7 +76,6 @@ def prepare(config: TrainConfig) -> Run:
                 )
             )
     manifests = {split: read_manifest(root, split) for split in splits}
-    config = _with_whole_paths(config)
     name = config.name or time.strftime("gracl-%Y%m%d-%H%M%S")
     if "/" in name:
         raise ConfigError(expected("a name without '/'", name, "choose the folder with runs="))
@@ -129,9 +129,9 @@ def _with_whole_paths(config: TrainConfig) -> TrainConfig:
     encoder, data = config.encoder, config.data
     if encoder.weights:
         encoder = encoder.model_copy(update={"weights": storage.absolute(encoder.weights)})
-    if data.cache:
-        data = data.model_copy(update={"cache": storage.absolute(data.cache)})
-    return config.model_copy(update={"encoder": encoder, "data": data})
+    places = {"root": storage.absolute(data.root)} | ({"cache": storage.absolute(data.cache)} if data.cache else {})
+    data = data.model_copy(update=places)
+    return config.model_copy(update={"encoder": encoder, "data": data, "runs": storage.absolute(config.runs)})
 
 
 def _digests(config: TrainConfig, manifests: Mapping[str, Manifest]) -> dict[str, str]:
@@ -141,10 +141,11 @@ def _digests(config: TrainConfig, manifests: Mapping[str, Manifest]) -> dict[str
 
 def register(run: Run, uri: str) -> Run:
     """Makes the MLflow run and the run's record, or takes up those that are there."""
+    under = nesting(run.config.tracking.parent)
     if run.record:
-        reopen_run(uri, run.record["mlflow_run_id"])
+        reopen_run(uri, run.record["mlflow_run_id"], under)
         return run
-    tags = {"gracl.fingerprint": run.config.fingerprint(), "gracl.data": run.recipe["data.train_digest"]}
+    tags = {"gracl.fingerprint": run.config.fingerprint(), "gracl.data": run.recipe["data.train_digest"]} | under
     run_id = start_run(
         uri,
         experiment=run.config.tracking.experiment,

@@ -52,7 +52,7 @@ def tracking_uri(uri: str | None, runs: str) -> str:
 def start_run(
     uri: str, *, experiment: str, name: str, artifacts: str, parameters: Mapping[str, Any], tags: Mapping[str, str]
 ) -> str:
-    """Makes the run of a training and writes its parameters under their dotted names.
+    """Makes the run of a training or a comparison and writes its parameters under their dotted names.
 
     Returns:
         The id of the run.
@@ -72,12 +72,18 @@ def start_run(
     return str(run.info.run_id)
 
 
-def reopen_run(uri: str, run_id: str) -> None:
-    """A resumed training goes on in its own run."""
+def nesting(parent: str) -> dict[str, str]:
+    """The tag by which MLflow's pages show a run under another; none for no parent."""
+    return {"mlflow.parentRunId": parent} if parent else {}
+
+
+def reopen_run(uri: str, run_id: str, tags: Mapping[str, str] | None = None) -> None:
+    """What is resumed goes on in its own run."""
 
     def reopen(client: MlflowClient) -> None:
         client.update_run(run_id, status="RUNNING")
-        client.log_batch(run_id, tags=[RunTag("gracl.resumed", str(int(time.time())))])
+        news = {"gracl.resumed": str(int(time.time()))} | dict(tags or {})
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in news.items()])
 
     attempt(uri, reopen, "that the run goes on")
 

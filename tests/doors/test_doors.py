@@ -14,11 +14,13 @@ import pytest
 import yaml
 
 from gracl.cli import fields, load_config
-from gracl.config import EvaluateConfig, ExtractConfig, IngestConfig, SynthesizeConfig, TrainConfig
+from gracl.config import CompareConfig, EvaluateConfig, ExtractConfig, IngestConfig, SynthesizeConfig, TrainConfig
 from gracl.images.shards import ShardStore
+from gracl.runtime.grid import grid
 
 ROOT = Path(__file__).parents[2]
 DOORS = {
+    "compare": CompareConfig,
     "evaluate": EvaluateConfig,
     "extract": ExtractConfig,
     "ingest": IngestConfig,
@@ -27,6 +29,7 @@ DOORS = {
 }
 # What a door cannot do without; the values need not exist for --print.
 NEEDED = {
+    "compare": ["presets.plain=[]", "data.world=data.root=d", "out=o"],
     "evaluate": ["checkpoint=c", "data.root=d"],
     "extract": ["checkpoint=c", "data.root=d", "out=o"],
     "ingest": ["raw=r", "out=o", "layout=market1501"],
@@ -34,6 +37,9 @@ NEEDED = {
     "train": ["data.root=d"],
 }
 REFUSED = {
+    ("compare", "seed=[1]"): "seed: no such setting; did you mean seeds?",
+    ("compare", "baseline=other"): "expected a baseline of the arms plain; came 'other'",
+    ("compare", "nowhere.yaml"): "nowhere.yaml, which is not there",
     ("evaluate", "bach=2"): "bach: no such setting; did you mean batch?",
     ("evaluate", "scale.workers=0"): "scale.workers: Input should be greater than or equal to 1; came 0",
     ("evaluate", "nowhere.yaml"): "nowhere.yaml, which is not there",
@@ -177,3 +183,19 @@ def test_every_preset_is_a_config_of_its_door(preset):
     schema, needed = (SynthesizeConfig, ["out=o"]) if "world" in preset.stem else (TrainConfig, ["data.root=d"])
     config = load_config(schema, [str(preset), *needed])
     assert config != load_config(schema, needed), "a preset that sets nothing"
+
+
+@pytest.mark.parametrize(
+    "name", sorted((ROOT / "pipelines" / "comparisons").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_comparison_is_a_config_whose_runs_are_configs(name, monkeypatch):
+    monkeypatch.chdir(ROOT)  # presets are named from there
+    config = load_config(CompareConfig, [str(name)])
+    assert len(grid(config)) == len(config.presets) * len(config.data) * len(config.seeds) > 1
+
+
+def test_a_run_of_a_comparison_whose_data_are_not_there_is_refused_before_ray_starts(homes):
+    arguments = ["presets.plain=[]", f"data.world=data.root={homes / 'nowhere'}", f"out={homes / 'compared'}"]
+    answer = call("compare", *arguments, home=homes / "nowhere-compare")
+    assert_refused(answer, "ConfigError", "a split named 'train' in")
+    assert not (homes / "compared").exists()

@@ -1,0 +1,161 @@
+"""compare(config): arms x data x seeds, each trained as at the training door, side by side in one table.
+
+A record beside each run says that it is done, so the same command goes on where it was stopped; Tune's own state is
+of no use to us and is not read.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from gracl.config import CompareConfig
+from gracl.errors import ConfigError, GraclError, TrainingFailed, expected
+from gracl.idle import idle
+from gracl.images import storage
+from gracl.runtime.findings import report
+from gracl.runtime.grid import Trial, grid, runs_of
+from gracl.runtime.runs import RECORD, latest_epoch, prepare
+from gracl.runtime.session import Demand, session
+from gracl.runtime.terminal import say
+from gracl.runtime.tracking import attempt, closing, nesting, reopen_run, start_run, tracking_uri
+from gracl.runtime.train import demand
+from gracl.runtime.trial import TRIAL_CPUS, recorded
+from gracl.runtime.tuning import learn
+
+COMPARISON = "comparison.json"
+
+
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """Runs what is not done yet and writes the table of all.
+
+    Returns:
+        Folder, paths of what was written, MLflow run, and a line for each arm on each data set.
+
+    Raises:
+        ConfigError, ShardError, CheckpointError: before Ray starts, naming the run that cannot be what was asked for;
+            and from a cluster that can never hold `concurrent` runs, before anything is written.
+        TrainingFailed: some runs failed; the table holds the others, and the reasons.
+    """
+    uri, out = tracking_uri(config.tracking.uri, runs_of(config)), storage.absolute(config.out)
+    trials = [checked(trial) for trial in grid(config)]
+    pending = [trial for trial in trials if recorded(trial, config.metric) is None]
+    for words in dict.fromkeys(f"{trial.arm}: {words}" for trial in trials for words in idle(trial.config)):
+        say(f"note: {words}")
+    say(f"{len(trials)} runs in {runs_of(config)}, {len(trials) - len(pending)} of them done")
+    try:
+        with session(demand_of(pending, config.concurrent)) if pending else nullcontext():
+            parent = begin(config, uri)
+            with closing(uri, parent):
+                how: dict[str, Any] = {"metric": config.metric, "concurrent": config.concurrent, "out": out}
+                failures = learn(under(pending, parent), **how) if pending else {}
+                failures |= {name: "it ended without a record" for name in unrecorded(pending, config.metric, failures)}
+                result = report(config, trials, failures, uri, parent)
+                if failures:
+                    raise TrainingFailed(told(failures, len(trials), result["table"]))
+    except KeyboardInterrupt:
+        leave(pending, uri)
+        say("stopped; what is done is kept. To go on, run the same command")
+        raise
+    return result
+
+
+def unrecorded(trials: Sequence[Trial], metric: str, failures: Mapping[str, str]) -> list[str]:
+    """The runs of which nothing is known."""
+    return [one.name for one in trials if one.name not in failures and recorded(one, metric) is None]
+
+
+def checked(trial: Trial) -> Trial:
+    """The trial with paths that hold everywhere; refuses what its training would refuse."""
+    try:
+        run = prepare(trial.config)
+    except GraclError as error:
+        raise type(error)(f"run {trial.name}: {error}") from None
+    done = max(latest_epoch(run.folder), run.record.get("finished", 0))
+    if done > trial.config.epochs:
+        raise ConfigError(
+            expected(
+                f"a run {trial.name} of at most {trial.config.epochs} epochs in {run.runs}",
+                f"one of {done}",
+                "raise epochs, or choose another runs=",
+            )
+        )
+    return replace(trial, config=run.config)
+
+
+def under(trials: Sequence[Trial], parent: str) -> list[Trial]:
+    """The trials as children of an MLflow run."""
+
+    def child(trial: Trial) -> Trial:
+        tracking = trial.config.tracking.model_copy(update={"parent": parent})
+        return replace(trial, config=trial.config.model_copy(update={"tracking": tracking}))
+
+    return [child(trial) for trial in trials]
+
+
+def demand_of(trials: Sequence[Trial], concurrent: int) -> Demand:
+    """What the comparison may hold of the cluster at one time: the sum over the `concurrent` largest of its runs."""
+    wanted, many = [demand(trial.config) for trial in trials], min(concurrent, len(trials))
+
+    def largest(sizes: Sequence[float]) -> float:
+        return sum(sorted(sizes, reverse=True)[:many])
+
+    return Demand(
+        cpus=largest([one.cpus for one in wanted]) + many * TRIAL_CPUS,
+        gpus=largest([one.gpus for one in wanted]),
+        parts=f"{many} runs at a time, each of {max(wanted, key=lambda one: (one.gpus, one.cpus)).parts}",
+        largest=max(one.largest for one in wanted),
+        advice="lower concurrent or what a run reserves, add nodes, or set scale.autoscaling=true for the runs",
+        waits=all(one.waits for one in wanted),
+    )
+
+
+def begin(config: CompareConfig, uri: str) -> str:
+    """The id of the comparison's MLflow run: made, or taken up where `out` has one on this server."""
+    out = storage.absolute(config.out)
+    place = storage.join(out, COMPARISON)
+    saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+    if saved.get("tracking_uri") == uri:
+        reopen_run(uri, saved["mlflow_run_id"], nesting(config.tracking.parent))
+        return str(saved["mlflow_run_id"])
+    lists = {
+        f"{what}.{name}": arguments for what in ("presets", "data") for name, arguments in getattr(config, what).items()
+    }
+    plain = {name: getattr(config, name) for name in ("common", "seeds", "baseline", "metric", "concurrent")}
+    parent = start_run(
+        uri,
+        experiment=config.tracking.experiment,
+        name=f"compare-{Path(out).name}",
+        artifacts=storage.join(runs_of(config), "artifacts"),
+        parameters={**lists, **plain},
+        tags={"gracl.kind": "comparison"} | nesting(config.tracking.parent),
+    )
+    storage.write_bytes(place, json.dumps({"mlflow_run_id": parent, "tracking_uri": uri}, indent=1).encode())
+    return parent
+
+
+def told(failures: Mapping[str, str], runs: int, table: str) -> str:
+    """The one string of a comparison of which some runs failed."""
+    return expected(
+        f"{runs} runs that end well",
+        f"{len(failures)} that failed ({', '.join(failures)})",
+        f"their reasons are in {table}; the same command tries them again and repeats nothing else",
+    )
+
+
+def leave(trials: Sequence[Trial], uri: str) -> None:
+    """MLflow hears that runs were stopped which cannot say so themselves, since their processes are killed."""
+    for trial in trials:
+        place = storage.join(trial.config.runs, trial.name, RECORD)
+        saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+        if saved and saved["finished"] < trial.config.epochs:
+            attempt(uri, partial(_close, saved["mlflow_run_id"]), f"that {trial.name} was stopped")
+
+
+def _close(run_id: str, client: MlflowClient) -> None:
+    client.set_terminated(run_id, status="KILLED")

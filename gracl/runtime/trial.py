@@ -1,0 +1,106 @@
+"""One run of a comparison: trained as at the training door, then described in a record beside its `run.json`.
+
+The record says that a run is done: whoever finds it need not run it again.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from gracl.config import TrainConfig
+from gracl.errors import ClusteringCollapsed
+from gracl.images import storage
+from gracl.retrieval.comparison import RunRecord
+from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.grid import Trial
+from gracl.runtime.runs import prepare
+from gracl.runtime.session import quieten, refusals
+from gracl.runtime.train import train
+from gracl.runtime.truth import final_labels, label_figures
+
+RECORD = "compared.json"
+# Of what Tune reserves for a trial, since it knows no trial that reserves nothing.
+TRIAL_CPUS = 0.01
+
+
+def learn_trial(chosen: Mapping[str, str], trials: Mapping[str, Trial], metric: str) -> None:
+    """What Ray Tune runs for each trial: `chosen["run"]` names one of `trials`.
+
+    The training happens in a Ray task outside the trial's placement group. Inside, everything that `train` starts
+    would have to find room in that group, beside the group that Ray Train makes for its ranks; outside, a run asks
+    the cluster for what it asks for at its own door.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0)(finish).options(scheduling_strategy=here)
+    with refusals():
+        record = ray.get(task.remote(trials[chosen["run"]], metric))
+    tune.report({metric: record.reached(metric)})
+
+
+def finish(trial: Trial, metric: str) -> RunRecord:
+    """Trains, or resumes, or finds it done; then looks at the labels and writes the record."""
+    quieten()
+    result = train(trial.config)
+    run = prepare(trial.config)
+    record = describe_run(trial, load_run_state(result["checkpoint"]).history, metric)
+    try:
+        seen: dict[str, Any] = dict(label_figures(run, final_labels(run, result["checkpoint"])))
+        record = replace(record, **seen)
+    except ClusteringCollapsed as error:
+        record = replace(record, note=str(error))
+    storage.write_bytes(_place(trial), json.dumps(asdict(record), indent=1).encode())
+    return record
+
+
+def describe_run(trial: Trial, history: Sequence[Mapping[str, float]], metric: str) -> RunRecord:
+    """The record of a run from the figures of its epochs, without what must be looked at anew.
+
+    Args:
+        history: the figures of every epoch, in order; the last one was judged.
+        metric: by which the best epoch is chosen; of equal ones the later.
+    """
+    judged = [row for row in history if metric in row]
+    best = max(judged, key=lambda row: (row[metric], row["epoch"]))
+    return RunRecord(
+        arm=trial.arm,
+        data=trial.data,
+        seed=trial.seed,
+        run=trial.name,
+        epochs=len(history),
+        fingerprint=trial.config.fingerprint(),
+        cameras=cameras_used(trial.config),
+        mean_ap=history[-1]["val/mAP"],
+        rank1=history[-1]["val/rank1"],
+        best_by=metric,
+        best=best[metric],
+        best_epoch=int(best["epoch"]),
+        untrained=history[0].get(metric.replace("val/", "untrained/")),
+        epoch_seconds=statistics.median(row["time/epoch_s"] - row["time/judge_s"] for row in history),
+    )
+
+
+def cameras_used(config: TrainConfig) -> str:
+    """What of a training reads the train split's cameras, in words."""
+    parts = {"sampler": config.camera_balanced, "distances": config.relations.camera_aware}
+    return ", ".join(name for name, used in parts.items() if used)
+
+
+def recorded(trial: Trial, metric: str) -> RunRecord | None:
+    """The record of a run that is done; None where there is none, or one of another recipe, length or metric."""
+    if not storage.exists(_place(trial)):
+        return None
+    saved: dict[str, Any] = json.loads(storage.read_bytes(_place(trial)))
+    wanted = {"fingerprint": trial.config.fingerprint(), "epochs": trial.config.epochs, "best_by": metric}
+    if {*saved} != {field.name for field in fields(RunRecord)} or any(saved[name] != wanted[name] for name in wanted):
+        return None
+    return replace(RunRecord(**saved), arm=trial.arm, data=trial.data, seed=trial.seed)
+
+
+def _place(trial: Trial) -> str:
+    return storage.join(trial.config.runs, trial.name, RECORD)

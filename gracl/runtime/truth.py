@@ -1,0 +1,50 @@
+"""After a training: how its labels agree with the true objects. Here alone the train split's identities are read.
+
+No file that trains knows of this one (`tests/architecture/test_truth.py`), and nothing of it goes back into a run.
+"""
+
+import numpy as np
+import ray
+from jaxtyping import Int64
+from numpy import ndarray
+
+from gracl.config import ModelConfig
+from gracl.images.shards import ShardStore
+from gracl.retrieval.agreement import agreement
+from gracl.runtime.extract import describe_split
+from gracl.runtime.relation_actor import RayRelator
+from gracl.runtime.runs import Run
+from gracl.runtime.train import start_relations
+from gracl.sections import Crew
+from gracl.types import NOISE, FeatureTable
+
+
+def final_labels(run: Run, checkpoint: str) -> Int64[ndarray, "images"]:
+    """The labels that the weights of a checkpoint give the train split: what the next epoch would learn from.
+
+    Described and related once more as the run did it, with what it reserved, since a checkpoint holds no labels.
+
+    Raises:
+        ClusteringCollapsed: fewer than two clusters.
+    """
+    config, images = run.config, run.sizes[run.config.data.train]
+    model = ModelConfig(
+        checkpoint=checkpoint,
+        batch=config.scan_batch // config.scale.workers,
+        precision=config.precision,
+        scale=Crew(**{name: getattr(config.scale, name) for name in Crew.model_fields}),
+    )
+    parts = (plain for (plain,) in describe_split(model, config.data, config.data.train))
+    features = FeatureTable.gather(parts, images)
+    store = ShardStore.open(run.root, config.data.train, cache=config.data.cache)
+    cameras = [ray.put(store.camera_ids())] if config.relations.camera_aware else []
+    actor = start_relations(run, None, cameras)
+    relator = RayRelator(actor, attempt="after", rank=0, ranks=1, precision=config.relations.precision)
+    return relator.relate(config.epochs, FeatureTable(np.arange(images), features)).labels
+
+
+def label_figures(run: Run, labels: Int64[ndarray, "images"]) -> dict[str, float]:
+    """`clusters` and `noise` of the labels, and their `agreement` with the train split's identities."""
+    store = ShardStore.open(run.root, run.config.data.train, cache=run.config.data.cache)
+    found = {"clusters": float(labels.max() + 1), "noise": float((labels == NOISE).mean())}
+    return found | agreement(labels, store.identities().object_ids)

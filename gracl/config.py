@@ -125,6 +125,13 @@ class TrainConfig(Section):
             "lower them",
         )
         _refuse_unless(
+            relations.foreign in ("samples", "noise_too")
+            or relations.inter_rule in ("mean", "nearest_centroids", "log_sum_exp"),
+            "relations.inter_rule of mean, nearest_centroids or log_sum_exp where a foreign cluster is one item",
+            f"inter_rule={relations.inter_rule}, foreign={relations.foreign}",
+            "set relations.foreign=samples, or nearest_centroids with relations.centroids=1",
+        )
+        _refuse_unless(
             self.loss.inter_weight + self.loss.intra_weight > 0,
             "loss.inter_weight or loss.intra_weight above 0",
             "both 0",

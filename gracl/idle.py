@@ -34,6 +34,10 @@ def idle(config: TrainConfig) -> list[str]:
             (not weight, f"loss.{bank}_weight=0", f"loss.{bank}_temperature"),
             (unseen, f"loss.{bank}_weight=0", settings),
         ]
+    if loss.inter_start == "centroid":
+        pairs.append((True, "loss.inter_start=centroid", "relations.foreign"))
+    if loss.inter_start == loss.intra_start == "centroid":
+        pairs.append((True, "both banks starting at centroids", "relations.trim"))
     frozen = loss.inter_update == loss.intra_update == "frozen"
     pairs.append((frozen, "both updates frozen", "loss.momentum"))
     told = {

@@ -10,7 +10,8 @@ from gracl.errors import ConfigError, GraclError, expected
 from gracl.kernels import compiled, over_rows
 from gracl.randomness import rng
 from gracl.relations.lists import Inverted, Lists
-from gracl.relations.proxies import centrality_ranks, cluster_sizes
+from gracl.relations.members import cluster_sizes
+from gracl.relations.proxies import centrality_ranks
 from gracl.types import NOISE, UNKNOWN, Feature, Proxies
 
 _QUANTILES = {"size_min": 0.0, "size_p10": 0.1, "size_median": 0.5, "size_p90": 0.9, "size_max": 1.0}

@@ -8,18 +8,21 @@ T_c = S_c / n_c, T their sum:
     own similarity of i       (f_i . S_c - f_i . f_i) / (n_c - 1)     mean over the other members (C1)
 
 The inter proxy is the member with the lowest foreign similarity, the intra proxy the one with the lowest own
-similarity. Noise takes part in neither (A1). These rules take linear time; the others are in `rules.py`.
+similarity. Noise takes part in neither (A1; A4 lets each noise image be a foreign cluster of its own). These rules take
+linear time; the others are in `rules.py` and `items.py`.
 """
 
 import typing
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray
 
-from gracl.errors import GraclError, expected
 from gracl.kernels import compiled, dot, over_rows, readable, real, thread_count
-from gracl.relations.rules import CLOSED, InterRule, IntraRule, check_rules, inter_scores, intra_scores
+from gracl.relations.items import centroids_of, item_scores
+from gracl.relations.members import cluster_sizes, eligible_members, noise_apart
+from gracl.relations.rules import CLOSED, Foreign, InterRule, IntraRule, check_rules, inter_scores, intra_scores
 from gracl.relations.scoring import EQUAL, steady, table_of
 from gracl.similarity import Device, Options, resolve
 from gracl.types import NOISE, Feature, Neighbors, Proxies
@@ -33,6 +36,8 @@ def mine_proxies(
     intra_rule: IntraRule = "mean",
     centroids: int = 10,
     rule_temperature: float = 0.05,
+    foreign: Foreign = "samples",
+    trim: float = 0.0,
     neighbors: Neighbors | None = None,
     block_rows: int = 4096,
     threads: int = 0,
@@ -53,6 +58,11 @@ def mine_proxies(
         intra_rule: the same inside the cluster (4.5 C): "mean" (C1), "minimum" (C2).
         centroids: how many the mean of B4 is over, >= 1.
         rule_temperature: of B5, 1e-6 to 100.
+        foreign: what similarity is to (method.md 4.5 A): "samples" of other clusters (A1); their "centroids" (A2);
+            their "proxies" (A3: the inter proxies mined by A1 first, against which all are mined again); "noise_too"
+            (A4: samples, and each noise image as a cluster of its own). A2 and A3 know the rules of `items.py`.
+        trim: this share of the clustered images, those with the lowest own similarity by C1, can be no proxy
+            (method.md 4.5 L); see `eligible_members`.
         neighbors: from `similarity.nearest` of the same features, exact. Spares B3 the search for all rows that have a
             foreign neighbour; the other rules do not look at it.
         block_rows: rows multiplied at a time, 8192 at most.
@@ -63,54 +73,36 @@ def mine_proxies(
         ConfigError: options out of range, or a device that is not there.
         GraclError: labels that are not numbered 0..C-1, or neighbours of other features.
     """
-    check_rules(inter_rule, intra_rule, centroids, rule_temperature, block_rows)
+    check_rules(inter_rule, intra_rule, centroids, rule_temperature, block_rows, foreign, trim)
     threads, (_, place) = thread_count(threads), resolve(Options(device=device))
-    sizes, features = cluster_sizes(labels), np.ascontiguousarray(features)
-    sums = _sums(features, labels, len(sizes), block_rows, threads)
-    foreign, own = _closed_forms(features, labels, sizes, sums, inter_rule == "cluster_mean", threads)
+    features, clusters = np.ascontiguousarray(features), len(cluster_sizes(labels))
+    apart = noise_apart(labels) if foreign == "noise_too" else labels
+    sizes = cluster_sizes(apart)
+    sums = _sums(features, apart, len(sizes), block_rows, threads)
+    strange, own = _closed_forms(features, apart, sizes, sums, inter_rule == "cluster_mean", threads)
+    eligible = eligible_members(own, labels, trim)
+    how: dict[str, Any] = {"centroids": centroids, "rule_temperature": rule_temperature}
     # With one cluster nothing is foreign, and all scores are 0 whatever the rule.
+    of_items = foreign in ("centroids", "proxies") and len(sizes) > 1
     search = inter_rule not in CLOSED and len(sizes) > 1
-    if search or intra_rule not in CLOSED:
+    if search or of_items or intra_rule not in CLOSED:
         with steady(threads):
-            table = table_of(features, labels, sizes, block_rows, place)
-            if search:
-                foreign = inter_scores(
-                    inter_rule,
-                    table,
-                    sums,
-                    centroids=centroids,
-                    rule_temperature=rule_temperature,
-                    neighbors=neighbors,
-                    threads=threads,
-                )
+            table = table_of(features, apart, sizes, eligible, block_rows, place)
+            if search and foreign != "centroids":
+                strange = inter_scores(inter_rule, table, sums, neighbors=neighbors, threads=threads, **how)
+            if of_items:
+                first = features[_lowest(strange, apart, eligible)] if foreign == "proxies" else centroids_of(sums)
+                strange = item_scores(inter_rule, table, first.astype(np.float64), **how)
             if intra_rule not in CLOSED:
                 own = intra_scores(table)
-    inter, intra = _lowest(foreign, labels, len(sizes)), _lowest(own, labels, len(sizes))
+    inter, intra = (_lowest(scores, apart, eligible)[:clusters] for scores in (strange, own))
     return Proxies(
         inter=features[inter].astype(np.float32),
         intra=features[intra].astype(np.float32),
         inter_image=inter,
         intra_image=intra,
-        cluster_sums=sums.astype(np.float32),
+        cluster_sums=sums[:clusters].astype(np.float32),
     )
-
-
-def cluster_sizes(labels: Int64[ndarray, "images"]) -> Int64[ndarray, "clusters"]:
-    """How many members each cluster has.
-
-    Raises:
-        GraclError: labels below -1, or a number that no image has.
-    """
-    if len(labels) and labels.min() < NOISE:
-        raise GraclError(expected("labels from -1 up", labels.min(), "use the labels of dbscan"))
-    sizes = np.bincount(labels[labels != NOISE])
-    if not sizes.all():
-        raise GraclError(
-            expected(
-                "clusters 0..C-1, each with a member", f"none in {np.flatnonzero(sizes == 0)[:5].tolist()}", "renumber"
-            )
-        )
-    return sizes
 
 
 def centrality_ranks(
@@ -173,10 +165,10 @@ def _closed_forms(
 
 
 def _lowest(
-    scores: Float64[ndarray, "images"], labels: Int64[ndarray, "images"], clusters: int
+    scores: Float64[ndarray, "images"], labels: Int64[ndarray, "images"], eligible: Bool[ndarray, "images"]
 ) -> Int64[ndarray, "clusters"]:
-    """The first member of each cluster whose score equals the cluster's lowest; infinity equals infinity."""
-    members = np.flatnonzero(labels != NOISE)
+    """The first eligible member of each cluster whose score equals their lowest; infinity equals infinity."""
+    members, clusters = np.flatnonzero((labels != NOISE) & eligible), labels.max(initial=NOISE) + 1
     lowest = np.full(clusters, np.inf)
     np.minimum.at(lowest, labels[members], scores[members])
     equal = members[scores[members] <= lowest[labels[members]] + EQUAL]

@@ -21,7 +21,7 @@ from gracl.relations.diagnostics import describe, silhouette
 from gracl.relations.jaccard import reciprocal_weights, shared_distance
 from gracl.relations.lists import Lists, invert
 from gracl.relations.proxies import mine_proxies
-from gracl.relations.rules import InterRule, IntraRule, check_rules
+from gracl.relations.rules import Foreign, InterRule, IntraRule, check_rules
 from gracl.similarity import Backend, Device, Index, Options, Search, Searcher, merged, resolve, shares
 from gracl.types import Assignment, Feature, Neighbors
 
@@ -88,6 +88,8 @@ def relate(
     intra_rule: IntraRule = "mean",
     centroids: int = 10,
     rule_temperature: float = 0.05,
+    foreign: Foreign = "samples",
+    trim: float = 0.0,
     precision: Literal["float32", "float16"] = "float32",
     search: Search = "exact",
     index: Index = "ivf",
@@ -112,7 +114,7 @@ def relate(
         camera_aware, k1_intra, k1_inter, k2_intra, k2_inter: lists by camera instead of k1 and k2, see
             `cameras.camera_weights`.
         clustering, eps, min_samples, min_cluster_size: see `clustering.cluster`.
-        inter_rule, intra_rule, centroids, rule_temperature: see `mine_proxies`.
+        inter_rule, intra_rule, centroids, rule_temperature, foreign, trim: see `mine_proxies`.
         precision: float16 rounds the features first: half the memory, and half the bytes on a network.
         search, index, effort, backend, block_rows, device: see `similarity.nearest`.
         shards: shares of the rows whose neighbours are looked for by themselves; the result does not depend on it.
@@ -136,7 +138,7 @@ def relate(
     clustered |= {"min_cluster_size": min_cluster_size}
     check_settings(k1, k2, shards, search, camera_aware)
     check_list_lengths(k1_intra, k1_inter, k2_intra, k2_inter)
-    check_rules(inter_rule, intra_rule, centroids, rule_temperature, block_rows)
+    check_rules(inter_rule, intra_rule, centroids, rule_temperature, block_rows, foreign, trim)
     resolve(Options(**searched))
     cluster(_NO_GRAPH, **clustered)  # its options and packages are looked at all the same
     check_cameras(cameras, len(features), camera_aware)
@@ -169,6 +171,8 @@ def relate(
             intra_rule=intra_rule,
             centroids=centroids,
             rule_temperature=rule_temperature,
+            foreign=foreign,
+            trim=trim,
             neighbors=table if search == "exact" else None,
             block_rows=block_rows,
             threads=threads,

@@ -13,10 +13,10 @@
 | C1 | mean | mean of f_i . f_j over the other members |
 | C2 | minimum | min of f_i . f_j over the other members |
 
-B1, B2 and C1 have closed forms and are scored in `proxies.py`; here are those that need products of blocks.
+B1, B2 and C1 have closed forms and are scored in `proxies.py`, B4 and what else sees one item of each cluster in
+`items.py`; here are the others that need products of blocks.
 """
 
-import functools
 import math
 import typing
 from typing import Literal
@@ -29,38 +29,58 @@ from torch import Tensor
 
 from gracl.errors import ConfigError, GraclError, expected
 from gracl.kernels import compiled, over_rows
+from gracl.relations.items import centroids_of, item_scores
 from gracl.relations.scoring import Score, Table, against, float32_error, in_blocks, settled
 from gracl.types import Neighbors
 
 InterRule = Literal["mean", "cluster_mean", "nearest_sample", "nearest_centroids", "log_sum_exp"]
 IntraRule = Literal["mean", "minimum"]
+Foreign = Literal["samples", "centroids", "proxies", "noise_too"]
 
 # The rules that are scored in `proxies.py`.
 CLOSED = ("mean", "cluster_mean")
+# The rules that speak of one item of each cluster, where these are centroids or proxies.
+OF_ITEMS = ("mean", "nearest_centroids", "log_sum_exp")
 
-# Similarities held at a time: 256 MiB of float32.
-_MOST_VALUES = 2**26
 # C2 looks through a cluster only; wider blocks would be mostly pairs of different clusters.
 _CLUSTER_ROWS = 256
 # Below, similarity / t leaves float32; above, the logarithm has fewer digits than ties need.
 _COLDEST, _HOTTEST = 1e-6, 100.0
 
 
-def check_rules(inter_rule: str, intra_rule: str, centroids: int, rule_temperature: float, block_rows: int) -> None:
+def check_rules(
+    inter_rule: str,
+    intra_rule: str,
+    centroids: int,
+    rule_temperature: float,
+    block_rows: int,
+    foreign: str = "samples",
+    trim: float = 0.0,
+) -> None:
     """Refuses what no rule can do.
 
     Raises:
-        ConfigError: a rule that is not known, or a number out of range.
+        ConfigError: a rule that is not known, one that has no meaning for the foreign items, or a number out of range.
     """
-    for what, came, known in (("inter_rule", inter_rule, InterRule), ("intra_rule", intra_rule, IntraRule)):
+    asked = (
+        ("inter_rule", inter_rule, InterRule),
+        ("intra_rule", intra_rule, IntraRule),
+        ("foreign", foreign, Foreign),
+    )
+    for what, came, known in asked:
         if came not in (names := typing.get_args(known)):
             raise ConfigError(expected(f"{what} among {', '.join(names)}", came, "choose one of them"))
+    if foreign in ("centroids", "proxies") and inter_rule not in OF_ITEMS:
+        what = f"inter_rule among {', '.join(OF_ITEMS)} with foreign={foreign}, where a cluster is one item"
+        raise ConfigError(expected(what, inter_rule, "nearest_centroids with centroids=1 looks at the nearest one"))
     if centroids < 1 or block_rows < 1:
         came = f"{centroids} and {block_rows}"
         raise ConfigError(expected("centroids >= 1 and block_rows >= 1", came, "raise them to 1 or more"))
     if not _COLDEST <= rule_temperature <= _HOTTEST:
         bounds = f"{_COLDEST} <= rule_temperature <= {_HOTTEST}"
         raise ConfigError(expected(bounds, rule_temperature, "the usual value is 0.05"))
+    if not 0 <= trim < 0.5:
+        raise ConfigError(expected("0 <= trim < 0.5", trim, "a few percent guard against wrong labels"))
 
 
 def inter_scores(
@@ -84,8 +104,7 @@ def inter_scores(
         score = nearest_sample(table)
         proposed, errors = _by_table(neighbors, table, score, threads)
     elif rule == "nearest_centroids":
-        score = nearest_centroids(table, sums, centroids)
-        proposed = score(rows, torch.float32)
+        return item_scores(rule, table, centroids_of(sums), centroids=centroids, rule_temperature=rule_temperature)
     else:
         score = log_sum_exp(table, rule_temperature)
         proposed = score(rows, torch.float32)
@@ -114,26 +133,6 @@ def nearest_sample(table: Table) -> Score:
         return torch.stack(nearest).amax(0)
 
     return in_blocks(score, table.step)
-
-
-def nearest_centroids(table: Table, sums: Float64[ndarray, "clusters dim"], count: int) -> Score:
-    """B4: mean similarity to the `count` nearest centroids of other clusters, to all of them where there are fewer.
-
-    A centroid is the mean of its members brought to length 1, so that a loose cluster is as near as a tight one in the
-    same direction, as in the cosine of everything else. A mean of zero has no direction and stays zero.
-    """
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    centres = np.divide(sums, lengths, out=np.zeros_like(sums), where=lengths > 0)
-    columns = functools.cache(lambda dtype: torch.from_numpy(centres).to(table.place).to(dtype).T)
-    count = min(count, len(sums) - 1)
-
-    def score(rows: ndarray, dtype: torch.dtype) -> Tensor:
-        similarity = table.read(rows, dtype) @ columns(dtype)
-        own = torch.from_numpy(table.labels[rows]).to(table.place)
-        similarity.scatter_(1, own[:, None], -math.inf)
-        return similarity.topk(count, dim=1).values.double().mean(1)
-
-    return in_blocks(score, max(1, min(table.step, _MOST_VALUES // len(sums))))
 
 
 def log_sum_exp(table: Table, temperature: float) -> Score:

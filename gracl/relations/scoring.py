@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 
@@ -34,11 +34,15 @@ _MOST_ROWS = 8192
 
 @dataclass(frozen=True)
 class Table:
-    """Feature rows on their way to the device, and what is known of them. `step` is how many make a block."""
+    """Feature rows on their way to the device, and what is known of them. `step` is how many make a block.
+
+    `eligible` says which may be proxies at all; at least one of each cluster may.
+    """
 
     read: Read
     labels: Int64[ndarray, "images"]
     sizes: Int64[ndarray, "clusters"]
+    eligible: Bool[ndarray, "images"]
     dim: int
     step: int
     place: str
@@ -50,15 +54,16 @@ class Table:
 
     @property
     def contested(self) -> Int64[ndarray, "rows"]:
-        """Those whose cluster has more than one: the only one of a cluster is its lowest by any score."""
+        """Those eligible whose cluster has more than one: the only one of a cluster is its lowest by any score."""
         rows = self.clustered
-        return np.asarray(rows[self.sizes[self.labels[rows]] > 1])
+        return np.asarray(rows[self.eligible[rows] & (self.sizes[self.labels[rows]] > 1)])
 
 
 def table_of(
     features: Feature[ndarray, "images dim"],
     labels: Int64[ndarray, "images"],
     sizes: Int64[ndarray, "clusters"],
+    eligible: Bool[ndarray, "images"],
     block_rows: int,
     place: str,
 ) -> Table:
@@ -67,6 +72,7 @@ def table_of(
         read=_reader(features, place),
         labels=labels,
         sizes=sizes,
+        eligible=eligible,
         dim=features.shape[1],
         step=min(block_rows, _MOST_ROWS),
         place=place,

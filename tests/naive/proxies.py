@@ -5,17 +5,50 @@ import math
 from tests.naive.relations import cosine
 
 
-def proxies(features, labels, inter_rule="mean", intra_rule="mean", centroids=10, temperature=0.05):
+def proxies(
+    features, labels, inter_rule="mean", intra_rule="mean", centroids=10, temperature=0.05, strangers="samples", trim=0
+):
     """(inter, intra): per cluster the member with the lowest score by each rule; ties to the lowest index."""
     clusters = [[i for i in range(len(labels)) if labels[i] == c] for c in range(max(labels, default=-1) + 1)]
+    noise = [[i] for i in range(len(labels)) if labels[i] < 0] if strangers == "noise_too" else []
+    fit = eligible(features, clusters, trim)
+    rule = (inter_rule, centroids, temperature)
     inter, intra = [], []
     for c, members in enumerate(clusters):
-        others = clusters[:c] + clusters[c + 1 :]
-        inter.append(
-            lowest(members, [foreign(features, i, others, inter_rule, centroids, temperature) for i in members])
-        )
-        intra.append(lowest(members, [own(features, i, [j for j in members if j != i], intra_rule) for i in members]))
+        able, others = [i for i in members if i in fit], clusters[:c] + clusters[c + 1 :] + noise
+        if strangers == "centroids":
+            scores = [over_items(features[i], [centroid(features, other) for other in others], *rule) for i in able]
+        else:
+            scores = [foreign(features, i, others, *rule) for i in able]
+        inter.append(lowest(able, scores))
+        intra.append(lowest(able, [own(features, i, [j for j in members if j != i], intra_rule) for i in able]))
+    if strangers == "proxies":
+        first, inter = inter, []
+        for c, members in enumerate(clusters):
+            able, items = [i for i in members if i in fit], [features[i] for k, i in enumerate(first) if k != c]
+            inter.append(lowest(able, [over_items(features[i], items, *rule) for i in able]))
     return inter, intra
+
+
+def over_items(z, items, rule, count, temperature):
+    """How similar a row is to one item of each other cluster."""
+    if not items:
+        return 0.0
+    near = sorted((cosine(z, item) for item in items), reverse=True)
+    if rule == "log_sum_exp":
+        return temperature * math.log(mean([math.exp(s / temperature) for s in near]))
+    return mean(near[: count if rule == "nearest_centroids" else len(near)])
+
+
+def eligible(features, clusters, trim):
+    """The images that may be proxies: a share of those with the lowest own similarity goes, a cluster's last stays."""
+    large = [cluster for cluster in clusters if len(cluster) > 1]
+    scored = [(round(own(features, i, [j for j in c if j != i], "mean"), 12), -i) for c in large for i in c]
+    gone = {-minus for _, minus in sorted(scored)[: int(trim * len(scored))]}
+    for cluster in large:
+        if gone.issuperset(cluster):
+            gone.discard(-max((s, minus) for s, minus in scored if -minus in cluster)[1])
+    return {i for cluster in clusters for i in cluster} - gone
 
 
 def foreign(features, i, others, rule, centroids, temperature):

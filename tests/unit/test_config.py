@@ -79,6 +79,7 @@ def test_a_config_cannot_be_changed():
         ({"scale": {"workers": 2}, "encoder": {"bn_group": 256}}, "bn_group that one worker can hold"),
         ({"scan_batch": 255, "scale": {"workers": 2}}, "scan_batch that the workers can share"),
         ({"data": {"root": "x", "query": ""}}, "together, or neither"),
+        ({"relations": {"foreign": "proxies", "inter_rule": "nearest_sample"}}, "a foreign cluster is one item"),
         ({"loss": {"inter_weight": 0, "intra_weight": 0}}, "inter_weight or loss.intra_weight above 0"),
         ({"relations": {"shards": 2, "search": "approximate"}}, "relations.shards of 1"),
         ({"relations": {"shards": 2, "camera_aware": True}}, "relations.shards of 1"),

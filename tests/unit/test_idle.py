@@ -42,5 +42,10 @@ def test_settings_of_the_loss_that_nothing_uses_are_named():
         "loss.intra_choice is not used with loss.intra_weight=0",
     ]
     assert told(loss=alone | {"negatives": "both"}) == ["loss.intra_temperature is not used with loss.intra_weight=0"]
+    centres = {"inter_start": "centroid", "intra_start": "centroid"}
+    assert told(loss=centres, relations={"trim": 0.1, "foreign": "proxies"}) == [
+        "relations.foreign is not used with loss.inter_start=centroid",
+        "relations.trim is not used with both banks starting at centroids",
+    ]
     frozen = {"inter_update": "frozen", "intra_update": "frozen", "momentum": 0.5}
     assert told(loss=frozen) == ["loss.momentum is not used with both updates frozen"]

@@ -7,7 +7,7 @@ import torch
 
 from gracl.errors import ConfigError, GraclError
 from gracl.randomness import rng
-from gracl.relations import rules, scoring
+from gracl.relations import items, rules, scoring
 from gracl.relations.proxies import mine_proxies
 from gracl.relations.rules import check_rules
 from gracl.relations.scoring import float32_error, steady
@@ -187,7 +187,8 @@ def test_proposals_are_within_their_bounds(rule, dim, monkeypatch):
         assert (off[-1] <= errors).all()
         return settled(table, rows, proposed, errors, score)
 
-    monkeypatch.setattr(rules, "settled", watched)
+    for module in (rules, items):
+        monkeypatch.setattr(module, "settled", watched)
     for half in (False, True):
         for temperature in (1e-6, 0.05, 100.0):
             options = {"intra_rule": rule} if rule == "minimum" else {"inter_rule": rule}
@@ -218,7 +219,7 @@ def test_a_table_that_fits_is_copied_to_the_gpu_once(monkeypatch):
         monkeypatch.setattr(scoring, "free_on_gpu", lambda free=free: free)
         table = SimpleNamespace(to=lambda place, moved=moved: moved.append(place))
         monkeypatch.setattr(scoring, "as_tensor", lambda array, table=table: table)
-        scoring.table_of(features, labels, np.bincount(labels[labels >= 0]), 4, "cuda")
+        scoring.table_of(features, labels, np.bincount(labels[labels >= 0]), labels >= 0, 4, "cuda")
         assert moved == ["cuda"] * times
         monkeypatch.undo()
 

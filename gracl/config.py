@@ -114,6 +114,12 @@ class TrainConfig(Section):
             f"{relations.k2_intra} and {relations.k2_inter}",
             "lower them",
         )
+        _refuse_unless(
+            relations.eps != "auto" or relations.clustering != "hdbscan",
+            "relations.eps as a number with clustering=hdbscan, which has no use for it",
+            "eps=auto",
+            "leave relations.eps as it is",
+        )
         gpus = self.scale.worker_gpus
         _refuse_unless(
             gpus == int(gpus) or (gpus < 1 and self.scale.workers == 1),

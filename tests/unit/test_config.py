@@ -81,6 +81,7 @@ def test_a_config_cannot_be_changed():
         ({"relations": {"search": "approximate", "camera_aware": True}}, "relations.search=exact with"),
         ({"relations": {"k2_intra": 7}}, "k2_intra and k2_inter of at most"),
         ({"relations": {"k2_inter": 22}}, "k2_intra and k2_inter of at most"),
+        ({"relations": {"eps": "auto", "clustering": "hdbscan"}}, "relations.eps as a number with clustering=hdbscan"),
     ],
 )
 def test_combinations_that_cannot_run_are_refused(changes, message):
@@ -94,6 +95,19 @@ def test_the_recipe_leaves_out_what_does_not_change_what_is_learnt():
     assert one.recipe() == other.recipe()
     assert one.fingerprint() == other.fingerprint()
     assert one.fingerprint() != TrainConfig(data={"root": "x"}, loss={"momentum": 0.2}).fingerprint()
+
+
+@pytest.mark.parametrize("eps", ["auto", 0.01, 0.99])
+def test_eps_is_a_number_or_auto(eps):
+    config = TrainConfig(data={"root": "x"}, relations={"eps": eps})
+    assert config.relations.options()["eps"] == eps
+    assert config.idle() == []
+
+
+@pytest.mark.parametrize("eps", ["knee", 0, 1, -0.5, float("nan")])
+def test_another_eps_is_refused(eps):
+    with pytest.raises(ValidationError, match=r"relations\.eps"):
+        TrainConfig(data={"root": "x"}, relations={"eps": eps})
 
 
 def test_settings_that_nothing_uses_are_named():

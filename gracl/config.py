@@ -115,9 +115,9 @@ class TrainConfig(Section):
             "lower them",
         )
         _refuse_unless(
-            relations.eps != "auto" or relations.clustering != "hdbscan",
-            "relations.eps as a number with clustering=hdbscan, which has no use for it",
-            "eps=auto",
+            relations.eps != "auto" or relations.clustering == "dbscan",
+            "relations.eps as a number, or auto with clustering=dbscan",
+            f"eps={relations.eps}, clustering={relations.clustering}",
             "leave relations.eps as it is",
         )
         gpus = self.scale.worker_gpus

@@ -112,7 +112,7 @@ def relate(
         k1, k2: see `reciprocal_weights`.
         camera_aware, k1_intra, k1_inter, k2_intra, k2_inter: lists by camera instead of k1 and k2, see
             `cameras.camera_weights`.
-        clustering, eps, min_samples, min_cluster_size: see `clustering.cluster`, and for eps="auto" `radius.choose_eps`.
+        clustering, eps, min_samples, min_cluster_size: see `clustering.cluster`; for "auto" `radius.choose_eps`.
         inter_rule, intra_rule, centroids, rule_temperature: see `mine_proxies`.
         precision: float16 rounds the features first: half the memory, and half the bytes on a network.
         search, index, effort, backend, block_rows, device: see `similarity.nearest`.

@@ -81,7 +81,8 @@ def test_a_config_cannot_be_changed():
         ({"relations": {"search": "approximate", "camera_aware": True}}, "relations.search=exact with"),
         ({"relations": {"k2_intra": 7}}, "k2_intra and k2_inter of at most"),
         ({"relations": {"k2_inter": 22}}, "k2_intra and k2_inter of at most"),
-        ({"relations": {"eps": "auto", "clustering": "hdbscan"}}, "relations.eps as a number with clustering=hdbscan"),
+        ({"relations": {"eps": "auto", "clustering": "hdbscan"}}, "relations.eps as a number, or auto with"),
+        ({"relations": {"eps": "auto", "clustering": "infomap"}}, "relations.eps as a number, or auto with"),
     ],
 )
 def test_combinations_that_cannot_run_are_refused(changes, message):

@@ -276,7 +276,7 @@ def test_one_cluster_in_a_sea_of_noise_asks_for_a_larger_eps():
         ({"eps": 0.0}, "eps"),
         ({"eps": 1.0}, "eps"),
         ({"eps": float("nan")}, "eps"),
-        ({"eps": "auto", "clustering": "hdbscan"}, "auto with clustering=dbscan or infomap"),
+        ({"eps": "auto", "clustering": "hdbscan"}, "auto with clustering=dbscan"),
         ({"min_samples": 0}, "min_samples"),
         ({"block_rows": 0}, "block_rows"),
         ({"threads": -1}, "threads"),

@@ -235,7 +235,7 @@ def main() -> None:
         Path(named["out"]).write_text(json.dumps(report, indent=1) + "\n")
     else:
         report |= judge_all(named["tables"].split(","), threads)
-        Path(named["out"]).write_text(json.dumps(report, indent=1) + "\n")
+        Path(named["out"]).write_text(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":

@@ -89,8 +89,7 @@ class Relations(Section):
     k2_inter: Count = Field(4, description="camera_aware: of other cameras, averaged in the query expansion")
     clustering: Literal["dbscan", "hdbscan", "infomap"] = Field("dbscan", description="who makes the clusters")
     eps: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = Field(
-        0.6,
-        description="dbscan, infomap: largest Jaccard distance, 0..1, of neighbours; dbscan: auto chooses in each epoch",
+        0.6, description="dbscan, infomap: largest Jaccard distance, 0..1, of neighbours; dbscan: auto, anew each epoch"
     )
     min_samples: Positive = Field(
         4, description="dbscan, hdbscan: neighbours of a core image, itself counted; infomap: smallest cluster"

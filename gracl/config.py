@@ -137,6 +137,12 @@ class TrainConfig(Section):
             "both 0",
             "give one of them a weight",
         )
+        _refuse_unless(
+            relations.eps != "auto" or relations.clustering == "dbscan",
+            "relations.eps as a number, or auto with clustering=dbscan",
+            f"eps={relations.eps}, clustering={relations.clustering}",
+            "leave relations.eps as it is",
+        )
         gpus = self.scale.worker_gpus
         _refuse_unless(
             gpus == int(gpus) or (gpus < 1 and self.scale.workers == 1),

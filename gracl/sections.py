@@ -88,7 +88,9 @@ class Relations(Section):
     k2_intra: Positive = Field(2, description="camera_aware: of those, averaged in the query expansion, with the image")
     k2_inter: Count = Field(4, description="camera_aware: of other cameras, averaged in the query expansion")
     clustering: Literal["dbscan", "hdbscan", "infomap"] = Field("dbscan", description="who makes the clusters")
-    eps: float = Field(0.6, gt=0, lt=1, description="dbscan, infomap: largest Jaccard distance between neighbours")
+    eps: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = Field(
+        0.6, description="dbscan, infomap: largest Jaccard distance, 0..1, of neighbours; dbscan: auto, anew each epoch"
+    )
     min_samples: Positive = Field(
         4, description="dbscan, hdbscan: neighbours of a core image, itself counted; infomap: smallest cluster"
     )

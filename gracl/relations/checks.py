@@ -126,8 +126,8 @@ def check_cameras(cameras: Int64[ndarray, "images"] | None, images: int, camera_
         raise GraclError(expected(f"{images} cameras", len(cameras), "take those of the same split"))
 
 
-def check_clusters(labels: Int64[ndarray, "images"], clustering: str, eps: float) -> None:
-    """Refuses fewer than two clusters: there is nothing to contrast.
+def check_clusters(labels: Int64[ndarray, "images"], clustering: str, eps: float, *, chosen: bool = False) -> None:
+    """Refuses fewer than two clusters: there is nothing to contrast. `chosen`: eps is not what the user gave.
 
     Raises:
         ClusteringCollapsed: with the setting to move, and the direction.
@@ -135,6 +135,8 @@ def check_clusters(labels: Int64[ndarray, "images"], clustering: str, eps: float
     clusters, noise = int(labels.max()) + 1, float((labels == NOISE).mean())
     if clusters < 2:
         how, move = f"eps={eps}", "raise eps (relations.eps)" if noise > 0.5 else "lower eps (relations.eps)"
+        if chosen:
+            how, move = f"eps=auto, here {eps:g}", "give relations.eps a number"
         if clustering == "hdbscan":
             how, move = clustering, "lower relations.min_cluster_size and relations.min_samples"
         raise ClusteringCollapsed(

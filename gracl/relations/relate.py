@@ -21,6 +21,7 @@ from gracl.relations.diagnostics import describe, silhouette
 from gracl.relations.jaccard import reciprocal_weights, shared_distance
 from gracl.relations.lists import Lists, invert
 from gracl.relations.proxies import mine_proxies
+from gracl.relations.radius import Eps, choose_eps, largest_eps
 from gracl.relations.rules import Foreign, InterRule, IntraRule, check_rules
 from gracl.similarity import Backend, Device, Index, Options, Search, Searcher, merged, resolve, shares
 from gracl.types import Assignment, Feature, Neighbors
@@ -81,7 +82,7 @@ def relate(
     k2_intra: int = 2,
     k2_inter: int = 4,
     clustering: Clustering = "dbscan",
-    eps: float = 0.6,
+    eps: Eps = 0.6,
     min_samples: int = 4,
     min_cluster_size: int = 8,
     inter_rule: InterRule = "mean",
@@ -113,7 +114,7 @@ def relate(
         k1, k2: see `reciprocal_weights`.
         camera_aware, k1_intra, k1_inter, k2_intra, k2_inter: lists by camera instead of k1 and k2, see
             `cameras.camera_weights`.
-        clustering, eps, min_samples, min_cluster_size: see `clustering.cluster`.
+        clustering, eps, min_samples, min_cluster_size: see `clustering.cluster`; for "auto" `radius.choose_eps`.
         inter_rule, intra_rule, centroids, rule_temperature, foreign, trim: see `mine_proxies`.
         precision: float16 rounds the features first: half the memory, and half the bytes on a network.
         search, index, effort, backend, block_rows, device: see `similarity.nearest`.
@@ -125,7 +126,8 @@ def relate(
 
     Returns:
         An assignment whose stats are seconds and peak memory by phase (`knn_s`, `knn_peak_mb` ...), `knn_recall`,
-        `silhouette` (see `diagnostics.silhouette`; on the distances up to 1) and what `diagnostics.describe` tells.
+        `eps` (not for hdbscan), `silhouette` (see `diagnostics.silhouette`; on the distances up to 1) and what
+        `diagnostics.describe` tells.
 
     Raises:
         ConfigError: options out of range.
@@ -134,7 +136,8 @@ def relate(
     """
     searched: dict[str, Any] = {"search": search, "index": index, "effort": effort, "backend": backend}
     searched |= {"block_rows": block_rows, "threads": threads, "device": device}
-    clustered: dict[str, Any] = {"clustering": clustering, "eps": eps, "min_samples": min_samples}
+    clustered: dict[str, Any] = {"clustering": clustering, "min_samples": min_samples}
+    clustered["eps"] = largest_eps(eps, clustering)
     clustered |= {"min_cluster_size": min_cluster_size}
     check_settings(k1, k2, shards, search, camera_aware)
     check_list_lengths(k1_intra, k1_inter, k2_intra, k2_inter)
@@ -156,13 +159,17 @@ def relate(
     with phase("jaccard", stats):
         inverted = invert(weights)
         # DBSCAN asks for nothing beyond eps, and what lies between eps and 1 is by far the most.
-        limit = 1.0 if clustering in _WHOLE else eps
+        limit = 1.0 if clustering in _WHOLE else clustered["eps"]
         distance = shared_distance(weights, inverted, limit=limit, threads=threads, progress=_telling(tell, "jaccard"))
     with phase("cluster", stats):
+        if eps == "auto":
+            clustered["eps"] = choose_eps(distance, weights, inverted, min_samples=min_samples, threads=threads)
+        if clustering not in _WHOLE:
+            stats["eps"] = clustered["eps"]
         labels = cluster(distance, **clustered)
         del distance
     tell("cluster", rows, rows)
-    check_clusters(labels, clustering, eps)
+    check_clusters(labels, clustering, clustered["eps"], chosen=eps == "auto")
     with phase("proxies", stats):
         proxies = mine_proxies(
             features,

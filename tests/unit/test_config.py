@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from gracl.config import EvaluateConfig, IngestConfig, SynthesizeConfig, TrainConfig
+from gracl.idle import idle
 from gracl.images.ingesting import ingest_here
 from gracl.images.plans import identity_plan
 from gracl.images.synthetic import write_world
@@ -87,6 +88,8 @@ def test_a_config_cannot_be_changed():
         ({"relations": {"search": "approximate", "camera_aware": True}}, "relations.search=exact with"),
         ({"relations": {"k2_intra": 7}}, "k2_intra and k2_inter of at most"),
         ({"relations": {"k2_inter": 22}}, "k2_intra and k2_inter of at most"),
+        ({"relations": {"eps": "auto", "clustering": "hdbscan"}}, "relations.eps as a number, or auto with"),
+        ({"relations": {"eps": "auto", "clustering": "infomap"}}, "relations.eps as a number, or auto with"),
     ],
 )
 def test_combinations_that_cannot_run_are_refused(changes, message):
@@ -127,3 +130,16 @@ def test_the_recipe_leaves_out_what_does_not_change_what_is_learnt():
     assert one.recipe() == other.recipe()
     assert one.fingerprint() == other.fingerprint()
     assert one.fingerprint() != TrainConfig(data={"root": "x"}, loss={"momentum": 0.2}).fingerprint()
+
+
+@pytest.mark.parametrize("eps", ["auto", 0.01, 0.99])
+def test_eps_is_a_number_or_auto(eps):
+    config = TrainConfig(data={"root": "x"}, relations={"eps": eps})
+    assert config.relations.options()["eps"] == eps
+    assert idle(config) == []
+
+
+@pytest.mark.parametrize("eps", ["knee", 0, 1, -0.5, float("nan")])
+def test_another_eps_is_refused(eps):
+    with pytest.raises(ValidationError, match=r"relations\.eps"):
+        TrainConfig(data={"root": "x"}, relations={"eps": eps})

@@ -108,6 +108,7 @@ def test_stats():
         assert stats[f"{phase}_s"] > 0
         assert stats[f"{phase}_peak_mb"] > 10
     assert stats["knn_recall"] == 1
+    assert stats["eps"] == 0.6
     sizes = np.bincount(labels[labels >= 0])
     assert stats["noise_fraction"] == (labels == -1).mean()
     assert (stats["size_min"], stats["size_median"], stats["size_max"]) == (
@@ -248,6 +249,8 @@ def test_all_noise_asks_for_a_larger_eps():
         relate(np.eye(40, dtype=np.float32), k1=1, k2=1)
     with pytest.raises(ClusteringCollapsed, match="raise eps"):
         relate(np.ones((1, 1), np.float32), k1=1, k2=1)
+    with pytest.raises(ClusteringCollapsed, match=r"at eps=auto, here 0.5; give relations.eps a number"):
+        relate(np.eye(40, dtype=np.float32), k1=1, k2=1, eps="auto")
     with pytest.raises(ClusteringCollapsed, match="at hdbscan; lower relations.min_cluster_size"):
         relate(np.eye(40, dtype=np.float32), k1=1, k2=1, clustering="hdbscan")
 
@@ -273,6 +276,7 @@ def test_one_cluster_in_a_sea_of_noise_asks_for_a_larger_eps():
         ({"eps": 0.0}, "eps"),
         ({"eps": 1.0}, "eps"),
         ({"eps": float("nan")}, "eps"),
+        ({"eps": "auto", "clustering": "hdbscan"}, "auto with clustering=dbscan"),
         ({"min_samples": 0}, "min_samples"),
         ({"block_rows": 0}, "block_rows"),
         ({"threads": -1}, "threads"),

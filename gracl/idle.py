@@ -23,23 +23,23 @@ def idle(config: TrainConfig) -> list[str]:
         (relations.inter_rule != "log_sum_exp", rule, "relations.rule_temperature"),
         (relations.shards == 1, "relations.shards=1", "scale.shard_cpus scale.shard_gpus"),
     ]
+    seen, mined, moved = {}, {}, {}
     for bank in ("inter", "intra"):
         start, update, weight = (getattr(loss, f"{bank}_{name}") for name in ("start", "update", "weight"))
         # A bank whose own term has no weight still lends its rows to the other one's negatives.
-        unseen = not weight and loss.negatives == "own"
-        settings = f"loss.{bank}_start loss.{bank}_choice loss.{bank}_update relations.{bank}_rule"
+        seen[bank] = bool(weight) or loss.negatives == "both"
+        mined[bank], moved[bank] = seen[bank] and start == "mined", seen[bank] and update != "frozen"
+        unweighted, rules = f"loss.{bank}_weight=0", f"relations.{bank}_rule"
+        if bank == "inter":
+            rules += " relations.foreign relations.centroids relations.rule_temperature"
         pairs += [
             (update != "selected", f"loss.{bank}_update={update}", f"loss.{bank}_choice"),
-            (start == "centroid", f"loss.{bank}_start=centroid", f"relations.{bank}_rule"),
-            (not weight, f"loss.{bank}_weight=0", f"loss.{bank}_temperature"),
-            (unseen, f"loss.{bank}_weight=0", settings),
+            (start == "centroid", f"loss.{bank}_start=centroid", rules),
+            (not weight, unweighted, f"loss.{bank}_temperature"),
+            (not seen[bank], unweighted, f"loss.{bank}_start loss.{bank}_choice loss.{bank}_update {rules}"),
         ]
-    if loss.inter_start == "centroid":
-        pairs.append((True, "loss.inter_start=centroid", "relations.foreign"))
-    if loss.inter_start == loss.intra_start == "centroid":
-        pairs.append((True, "both banks starting at centroids", "relations.trim"))
-    frozen = loss.inter_update == loss.intra_update == "frozen"
-    pairs.append((frozen, "both updates frozen", "loss.momentum"))
+    pairs.append((not any(mined.values()), "no bank that starts at what was mined", "relations.trim"))
+    pairs.append((not any(moved.values()), "no bank that moves", "loss.momentum"))
     told = {
         name: f"{name} is not used with {why}"
         for holds, why, names in reversed(pairs)

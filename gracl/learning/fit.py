@@ -147,10 +147,10 @@ def fit(
     """
     device = next(encoder.parameters()).device
     casting = autocast(device, precision)
-    teacher = Teacher(encoder, teacher_decay) if teacher_decay else None
     if state.epoch:
         encoder.load_state_dict(state.model)
         optimizer.load_state_dict(state.optimizer)
+    teacher = Teacher(encoder, teacher_decay) if teacher_decay else None
     if teacher and state.teacher:
         teacher.encoder.load_state_dict(state.teacher)
     model = teacher.encoder if teacher else encoder

@@ -15,7 +15,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from gracl.config import CompareConfig
-from gracl.errors import ConfigError, GraclError, TrainingFailed, expected
+from gracl.errors import CheckpointError, ConfigError, GraclError, TrainingFailed, expected
 from gracl.idle import idle
 from gracl.images import storage
 from gracl.runtime.findings import report
@@ -74,6 +74,9 @@ def checked(trial: Trial) -> Trial:
     """The trial with paths that hold everywhere; refuses what its training would refuse."""
     try:
         run = prepare(trial.config)
+    except CheckpointError as error:
+        folder = storage.join(trial.config.runs, trial.name)
+        raise ConfigError(f"run {trial.name}: {error}; here: name the arm anew, or delete {folder}") from None
     except GraclError as error:
         raise type(error)(f"run {trial.name}: {error}") from None
     done = max(latest_epoch(run.folder), run.record.get("finished", 0))
@@ -158,4 +161,5 @@ def leave(trials: Sequence[Trial], uri: str) -> None:
 
 
 def _close(run_id: str, client: MlflowClient) -> None:
-    client.set_terminated(run_id, status="KILLED")
+    if client.get_run(run_id).info.status == "RUNNING":  # one that failed before has said so
+        client.set_terminated(run_id, status="KILLED")

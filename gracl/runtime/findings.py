@@ -1,6 +1,7 @@
 """What a comparison leaves: table, CSV files, picture and settings, in its folder and in its MLflow run."""
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def keep(uri: str, parent: str, files: Mapping[str, bytes], summaries: Sequence[
             for name, value in outcome(one, metric).items()
             if isinstance(value, float)
         }
-        client.log_batch(parent, metrics=[Metric(name, value, 0, 0) for name, value in figures.items()])
+        now = int(time.time() * 1000)  # of figures of one time and step MLflow shows the highest, not the last
+        client.log_batch(parent, metrics=[Metric(name, value, now, 0) for name, value in figures.items()])
 
     attempt(uri, write, "the comparison")
 

@@ -14,7 +14,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gracl.config import TrainConfig
-from gracl.errors import ClusteringCollapsed
+from gracl.errors import ClusteringCollapsed, ConfigError, expected
 from gracl.images import storage
 from gracl.retrieval.comparison import RunRecord
 from gracl.runtime.checkpoints import load_run_state
@@ -64,7 +64,18 @@ def describe_run(trial: Trial, history: Sequence[Mapping[str, float]], metric: s
     Args:
         history: the figures of every epoch, in order; the last one was judged.
         metric: by which the best epoch is chosen; of equal ones the later.
+
+    Raises:
+        ConfigError: the last epoch was not judged.
     """
+    if metric not in history[-1]:
+        raise ConfigError(
+            expected(
+                f"a run {trial.name} that was judged at its last epoch, {len(history)}",
+                "one that was stopped there and was to be longer",
+                "raise epochs, or delete the run's folder",
+            )
+        )
     judged = [row for row in history if metric in row]
     best = max(judged, key=lambda row: (row[metric], row["epoch"]))
     return RunRecord(

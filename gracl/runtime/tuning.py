@@ -4,9 +4,10 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 
 from gracl.images import storage
 from gracl.retrieval.comparison import METRICS
@@ -34,7 +35,7 @@ class Told(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray, so
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A run failed; the others go on."""
-        self.failures[trial.config["run"]] = why = reason(trial.get_pickled_error())
+        self.failures[trial.config["run"]] = why = reason(error_of(trial))
         self._end(trial, f"failed: {why}")
 
     def _end(self, trial: Any, how: str) -> None:
@@ -42,6 +43,12 @@ class Told(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray, so
         pace = (time.monotonic() - self._begun) / self._ended
         left = f"{clock(pace * (self._runs - self._ended))} left" if self._ended < self._runs else "all ended"
         say(f"{trial.config['run']}: {how} ({self._ended}/{self._runs}, {left})")
+
+
+def error_of(trial: Any) -> BaseException | None:
+    """What a trial failed of, from where Tune has just put it; on the storage it appears later, too late for us."""
+    place = trial.pickled_error_file
+    return cloudpickle.loads(Path(place).read_bytes()) if place and Path(place).exists() else None
 
 
 def reason(error: BaseException | None) -> str:

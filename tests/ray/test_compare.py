@@ -54,10 +54,10 @@ def begun(ray_cluster, toy_shards, out):
 
 @pytest.fixture(scope="module")
 def broken(begun, toy_shards, out):
-    """The error of a comparison with an arm whose clusters collapse."""
+    """The error of a comparison with an arm whose clusters collapse, and its table."""
     with pytest.raises(TrainingFailed) as caught:
         compare(comparison(toy_shards, out, arms=ARMS | {"collapses": COLLAPSES}))
-    return str(caught.value)
+    return f"{caught.value}\n{(out / 'table.md').read_text()}"
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,7 @@ def record(out, name):
 def test_a_failed_run_is_told_with_its_reason_and_the_others_go_on(broken, out):
     assert "3 runs that end well; came 1 that failed (collapses-toy-s0)" in broken
     assert f"{out / 'table.md'}; the same command" in broken
+    assert "ClusteringCollapsed: expected at least 2 clusters" in broken, "the table is meant to tell why"
     assert {record(out, f"{arm}-toy-s0")["epochs"] for arm in ARMS} == {2}
     assert not (out / "runs" / "collapses-toy-s0" / "compared.json").exists()
 

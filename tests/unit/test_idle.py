@@ -45,7 +45,17 @@ def test_settings_of_the_loss_that_nothing_uses_are_named():
     centres = {"inter_start": "centroid", "intra_start": "centroid"}
     assert told(loss=centres, relations={"trim": 0.1, "foreign": "proxies"}) == [
         "relations.foreign is not used with loss.inter_start=centroid",
-        "relations.trim is not used with both banks starting at centroids",
+        "relations.trim is not used with no bank that starts at what was mined",
     ]
     frozen = {"inter_update": "frozen", "intra_update": "frozen", "momentum": 0.5}
-    assert told(loss=frozen) == ["loss.momentum is not used with both updates frozen"]
+    assert told(loss=frozen) == ["loss.momentum is not used with no bank that moves"]
+    alone = {"intra_weight": 0.0, "inter_update": "frozen", "inter_start": "centroid", "momentum": 0.5}
+    assert told(loss=alone, relations={"trim": 0.1, "inter_rule": "nearest_centroids", "centroids": 3}) == [
+        "relations.inter_rule is not used with loss.inter_start=centroid",
+        "relations.centroids is not used with loss.inter_start=centroid",
+        "relations.trim is not used with no bank that starts at what was mined",
+        "loss.momentum is not used with no bank that moves",
+    ]
+    assert told(loss={"inter_weight": 0.0}, relations={"foreign": "noise_too"}) == [
+        "relations.foreign is not used with loss.inter_weight=0"
+    ]

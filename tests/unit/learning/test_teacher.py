@@ -5,6 +5,7 @@ import torch
 from gracl.learning.checkpoint import load_state, save_state
 from gracl.learning.fit import Splits
 from gracl.learning.teacher import Teacher
+from gracl.local import OneRank
 from tests.dolls import Dolls, small_encoder
 
 
@@ -61,6 +62,27 @@ def test_the_teacher_scans_is_judged_and_is_kept():
     mine, theirs = kept.teacher["trunk.weight"], kept.model["trunk.weight"]
     np.testing.assert_allclose(mine.numpy(), (0.1 * first + 0.9 * theirs).numpy(), atol=1e-6)
     assert state.teacher.keys() == state.model.keys()
+
+
+def test_ranks_share_the_running_statistics_of_encoder_and_teacher(monkeypatch):
+    shared = []
+    monkeypatch.setattr(OneRank, "share_buffers", lambda self, encoder: shared.append(encoder))
+    Dolls().fit(epochs=2, teacher_decay=0.9)
+    encoder, teacher = shared[:2]
+    assert encoder is not teacher
+    assert encoder.trunk.weight.requires_grad
+    assert not teacher.trunk.weight.requires_grad
+    assert [id(one) for one in shared] == [id(encoder), id(teacher)] * 2
+
+
+def test_a_teacher_of_a_run_that_had_none_starts_as_the_encoder_it_finds():
+    half = Dolls().fit(epochs=1)
+    trained = half.model["trunk.weight"].clone()
+    state = Dolls().fit(half, epochs=2, teacher_decay=0.999)
+    assert (state.teacher["trunk.weight"] - trained).abs().max() < (weight(small_encoder()) - trained).abs().max()
+    keep = (1 + 1) / (10 + 1)
+    wanted = keep * trained + (1 - keep) * state.model["trunk.weight"]
+    np.testing.assert_allclose(state.teacher["trunk.weight"].numpy(), wanted.numpy(), atol=1e-6)
 
 
 def test_a_taught_run_that_is_resumed_equals_an_unbroken_one(tmp_path):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,18 +88,21 @@ def test_what_a_training_refuses_is_refused_with_the_name_of_the_run(trial):
 
 
 def test_mlflow_hears_of_runs_that_were_stopped_in_the_middle(trial, monkeypatch):
-    stopped = []
+    stopped, status = [], {"id1": "RUNNING", "id0": "FAILED"}
 
     class Client(MlflowClient):
         def __init__(self):
             pass  # a client of no server
+
+        def get_run(self, run_id):
+            return SimpleNamespace(info=SimpleNamespace(status=status[run_id]))
 
         def set_terminated(self, run_id, status):
             stopped.append((run_id, status))
 
     monkeypatch.setattr(door, "attempt", lambda uri, write, what: write(Client()))
     leave([trial], "uri")  # it has not begun
-    for finished in (3, 1):
+    for finished in (3, 1, 0):  # done, at work, failed before
         place = f"{trial.config.runs}/{trial.name}/run.json"
         storage.write_bytes(place, json.dumps({"mlflow_run_id": f"id{finished}", "finished": finished}).encode())
         leave([trial], "uri")
@@ -137,3 +141,16 @@ def test_labels_are_judged_by_the_identities_of_the_train_split(trial):
     assert (figures["clusters"], figures["objects"], figures["ari"], figures["purity"]) == (16, 16, 1, 1)
     assert figures["noise"] == pytest.approx(1 / len(labels))
     assert figures["ari_all"] < 1
+
+
+def test_a_run_of_another_recipe_tells_what_to_do_here(trial):
+    place = f"{trial.config.runs}/{trial.name}/run.json"
+    storage.write_bytes(place, json.dumps({"recipe": {"seed": 9}, "mlflow_run_id": "x", "finished": 0}).encode())
+    with pytest.raises(ConfigError, match=f"name the arm anew, or delete .*{trial.name}"):
+        checked(trial)
+
+
+def test_a_run_that_was_not_judged_at_its_end_is_refused(trial):
+    history = [{"epoch": 1.0, "time/epoch_s": 1.0, "time/judge_s": 0.0}]
+    with pytest.raises(ConfigError, match="judged at its last epoch"):
+        describe_run(trial, history, "val/mAP")

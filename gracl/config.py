@@ -114,6 +114,7 @@ class TrainConfig(Section):
             f"{relations.k2_intra} and {relations.k2_inter}",
             "lower them",
         )
+        self._rules_fit()
         gpus = self.scale.worker_gpus
         _refuse_unless(
             gpus == int(gpus) or (gpus < 1 and self.scale.workers == 1),
@@ -135,6 +136,24 @@ class TrainConfig(Section):
             "name both splits, or set both to ''",
         )
         return self
+
+    def _rules_fit(self) -> None:
+        """What goes together where proxies are mined; why, says `relations/choices.py`."""
+        relations = self.relations
+        came = f"inter_rule={relations.inter_rule}, foreign={relations.foreign}"
+        _refuse_unless(
+            relations.foreign != "centroids" or relations.inter_rule not in ("cluster_mean", "nearest_centroids"),
+            "relations.inter_rule among mean, nearest_sample, log_sum_exp with relations.foreign=centroids",
+            came,
+            "take mean for cluster_mean, and nearest_centroids with relations.foreign=samples",
+        )
+        _refuse_unless(
+            relations.space == "cosine"
+            or (relations.foreign != "centroids" and relations.inter_rule not in ("nearest_centroids", "log_sum_exp")),
+            "inter_rule among mean, cluster_mean, nearest_sample and no foreign=centroids with relations.space=jaccard",
+            came,
+            "set relations.space=cosine",
+        )
 
     def idle(self) -> list[str]:
         """Settings that were changed and are not used beside the others, for the user to hear of."""

@@ -34,11 +34,15 @@ _MOST_ROWS = 8192
 
 @dataclass(frozen=True)
 class Table:
-    """Feature rows on their way to the device, and what is known of them. `step` is how many make a block."""
+    """Feature rows on their way to the device, and what is known of them. `step` is how many make a block.
+
+    `able` are the clustered images that can become proxies, ascending.
+    """
 
     read: Read
     labels: Int64[ndarray, "images"]
     sizes: Int64[ndarray, "clusters"]
+    able: Int64[ndarray, "rows"]
     dim: int
     step: int
     place: str
@@ -50,9 +54,9 @@ class Table:
 
     @property
     def contested(self) -> Int64[ndarray, "rows"]:
-        """Those whose cluster has more than one: the only one of a cluster is its lowest by any score."""
-        rows = self.clustered
-        return np.asarray(rows[self.sizes[self.labels[rows]] > 1])
+        """Those able whose cluster has more than one: the only one of a cluster is its lowest by any score."""
+        own = self.labels[self.able]
+        return np.asarray(self.able[np.bincount(own, minlength=len(self.sizes))[own] > 1])
 
 
 def table_of(
@@ -62,11 +66,15 @@ def table_of(
     block_rows: int,
     place: str,
 ) -> Table:
-    """The table of contiguous features, read where they are; a GPU that has room for two gets a copy, as it is."""
+    """The table of contiguous features, read where they are; a GPU that has room for two gets a copy, as it is.
+
+    Everyone who is clustered is able.
+    """
     return Table(
         read=_reader(features, place),
         labels=labels,
         sizes=sizes,
+        able=np.flatnonzero(labels != NOISE),
         dim=features.shape[1],
         step=min(block_rows, _MOST_ROWS),
         place=place,

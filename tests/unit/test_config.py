@@ -81,6 +81,9 @@ def test_a_config_cannot_be_changed():
         ({"relations": {"search": "approximate", "camera_aware": True}}, "relations.search=exact with"),
         ({"relations": {"k2_intra": 7}}, "k2_intra and k2_inter of at most"),
         ({"relations": {"k2_inter": 22}}, "k2_intra and k2_inter of at most"),
+        ({"relations": {"foreign": "centroids", "inter_rule": "cluster_mean"}}, "with relations.foreign=centroids"),
+        ({"relations": {"space": "jaccard", "foreign": "centroids"}}, "with relations.space=jaccard"),
+        ({"relations": {"space": "jaccard", "inter_rule": "log_sum_exp"}}, "with relations.space=jaccard"),
     ],
 )
 def test_combinations_that_cannot_run_are_refused(changes, message):

@@ -125,13 +125,6 @@ class TrainConfig(Section):
             "lower them",
         )
         _refuse_unless(
-            relations.foreign in ("samples", "noise_too")
-            or relations.inter_rule in ("mean", "nearest_centroids", "log_sum_exp"),
-            "relations.inter_rule of mean, nearest_centroids or log_sum_exp where a foreign cluster is one item",
-            f"inter_rule={relations.inter_rule}, foreign={relations.foreign}",
-            "set relations.foreign=samples, or nearest_centroids with relations.centroids=1",
-        )
-        _refuse_unless(
             self.loss.inter_weight + self.loss.intra_weight > 0,
             "loss.inter_weight or loss.intra_weight above 0",
             "both 0",
@@ -143,6 +136,7 @@ class TrainConfig(Section):
             f"eps={relations.eps}, clustering={relations.clustering}",
             "leave relations.eps as it is",
         )
+        self._rules_fit()
         gpus = self.scale.worker_gpus
         _refuse_unless(
             gpus == int(gpus) or (gpus < 1 and self.scale.workers == 1),
@@ -164,6 +158,24 @@ class TrainConfig(Section):
             "name both splits, or set both to ''",
         )
         return self
+
+    def _rules_fit(self) -> None:
+        """What goes together where proxies are mined; why, says `relations/choices.py`."""
+        relations = self.relations
+        came = f"inter_rule={relations.inter_rule}, foreign={relations.foreign}"
+        _refuse_unless(
+            relations.foreign != "centroids" or relations.inter_rule not in ("cluster_mean", "nearest_centroids"),
+            "relations.inter_rule among mean, nearest_sample, log_sum_exp with relations.foreign=centroids",
+            came,
+            "take mean for cluster_mean, and nearest_centroids with relations.foreign=samples",
+        )
+        _refuse_unless(
+            relations.space == "cosine"
+            or (relations.foreign != "centroids" and relations.inter_rule not in ("nearest_centroids", "log_sum_exp")),
+            "inter_rule among mean, cluster_mean, nearest_sample and no foreign=centroids with relations.space=jaccard",
+            came,
+            "set relations.space=cosine",
+        )
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide what is learnt: a run can be resumed only with the same ones."""

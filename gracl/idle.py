@@ -38,7 +38,7 @@ def idle(config: TrainConfig) -> list[str]:
             (not weight, unweighted, f"loss.{bank}_temperature"),
             (not seen[bank], unweighted, f"loss.{bank}_start loss.{bank}_choice loss.{bank}_update {rules}"),
         ]
-    pairs.append((not any(mined.values()), "no bank that starts at what was mined", "relations.trim"))
+    pairs.append((not any(mined.values()), "no bank that starts at what was mined", "relations.trim relations.space"))
     pairs.append((not any(moved.values()), "no bank that moves", "loss.momentum"))
     told = {
         name: f"{name} is not used with {why}"

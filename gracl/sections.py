@@ -101,14 +101,14 @@ class Relations(Section):
     intra_rule: Literal["mean", "minimum"] = Field(
         "mean", description="how the intra proxy is mined: least similar to its own cluster by this"
     )
+    foreign: Literal["samples", "centroids", "proxies", "noise_too"] = Field(
+        "samples", description="what of the other clusters an image is compared with where the inter proxy is mined"
+    )
+    space: Literal["cosine", "jaccard"] = Field("cosine", description="similarity by which both proxies are mined")
     centroids: Positive = Field(10, description="inter_rule=nearest_centroids: how many the mean is over")
     rule_temperature: float = Field(0.05, ge=1e-6, le=100, description="inter_rule=log_sum_exp: its temperature")
-    foreign: Literal["samples", "centroids", "proxies", "noise_too"] = Field(
-        "samples",
-        description="what of other clusters inter_rule is taken over; noise_too: noise images are foreign too",
-    )
     trim: float = Field(
-        0.0, ge=0, lt=0.5, description="share of the images, least similar to their own cluster, that can be no proxy"
+        0.0, ge=0, lt=0.5, description="share of clustered images, least like their own, that cannot become a proxy"
     )
     precision: Literal["float32", "float16"] = Field(
         "float32", description="features are rounded to this on their way: half the memory and traffic"

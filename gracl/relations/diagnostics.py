@@ -9,9 +9,8 @@ from numpy import ndarray
 from gracl.errors import ConfigError, GraclError, expected
 from gracl.kernels import compiled, over_rows
 from gracl.randomness import rng
-from gracl.relations.lists import Inverted, Lists
-from gracl.relations.members import cluster_sizes
-from gracl.relations.proxies import centrality_ranks
+from gracl.relations.lists import Inverted, Lists, meet
+from gracl.relations.proxies import centrality_ranks, cluster_sizes
 from gracl.types import NOISE, UNKNOWN, Feature, Proxies
 
 _QUANTILES = {"size_min": 0.0, "size_p10": 0.1, "size_median": 0.5, "size_p90": 0.9, "size_max": 1.0}
@@ -141,18 +140,10 @@ def _silhouette(starts, ids, values, heads, holders, weights, labels, sizes, row
     """Silhouettes of rows[start..stop-1]."""
     shared, met = np.zeros(labels.size, np.float64), np.empty(labels.size, np.int64)
     near, reached = np.zeros(sizes.size, np.float64), np.empty(sizes.size, np.int64)
+    clustered = labels >= 0
     for i in range(start, stop):
         row = rows[i]
-        count = 0
-        for p in range(starts[row], starts[row + 1]):
-            for q in range(heads[ids[p]], heads[ids[p] + 1]):
-                other = holders[q]
-                if labels[other] < 0 or other == row:
-                    continue
-                if shared[other] == 0.0:
-                    met[count] = other
-                    count += 1
-                shared[other] += min(values[p], weights[q])
+        count = meet(starts, ids, values, heads, holders, weights, clustered, row, shared, met)
         clusters = _gather(shared, met, count, labels, near, reached)
         scores[i] = _score(labels[row], sizes, near, reached, clusters)
 

@@ -109,6 +109,26 @@ def _invert(starts, ids, values):
 
 @compiled
 @typing.no_type_check
+def meet(starts, ids, values, heads, holders, weights, wanted, row, shared, met):
+    """Adds up what `row` shares with every other wanted row, and notes whom it met; how many these are. For kernels.
+
+    `shared`, float64 [rows], has to be 0 everywhere; it is the caller who clears those met.
+    """
+    count = 0
+    for p in range(starts[row], starts[row + 1]):
+        for q in range(heads[ids[p]], heads[ids[p] + 1]):
+            other = holders[q]
+            if not wanted[other] or other == row:
+                continue
+            if shared[other] == 0.0:
+                met[count] = other
+                count += 1
+            shared[other] += min(values[p], weights[q])
+    return count
+
+
+@compiled
+@typing.no_type_check
 def soften(values, begin, end):
     """Cosines begin..end-1 become weights: softmax of minus the squared distance 2 - 2s. In place, for kernels."""
     total = 0.0

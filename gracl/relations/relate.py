@@ -16,13 +16,13 @@ from scipy.sparse import csr_array
 from gracl.measuring import phase
 from gracl.relations.cameras import camera_neighbors, camera_weights, check_list_lengths
 from gracl.relations.checks import check_cameras, check_clusters, check_features, check_memory, check_settings
+from gracl.relations.choices import Foreign, InterRule, IntraRule, Space, check_rules
 from gracl.relations.clustering import Clustering, cluster
 from gracl.relations.diagnostics import describe, silhouette
 from gracl.relations.jaccard import reciprocal_weights, shared_distance
 from gracl.relations.lists import Lists, invert
 from gracl.relations.proxies import mine_proxies
 from gracl.relations.radius import Eps, choose_eps, largest_eps
-from gracl.relations.rules import Foreign, InterRule, IntraRule, check_rules
 from gracl.similarity import Backend, Device, Index, Options, Search, Searcher, merged, resolve, shares
 from gracl.types import Assignment, Feature, Neighbors
 
@@ -87,9 +87,10 @@ def relate(
     min_cluster_size: int = 8,
     inter_rule: InterRule = "mean",
     intra_rule: IntraRule = "mean",
+    foreign: Foreign = "samples",
+    space: Space = "cosine",
     centroids: int = 10,
     rule_temperature: float = 0.05,
-    foreign: Foreign = "samples",
     trim: float = 0.0,
     precision: Literal["float32", "float16"] = "float32",
     search: Search = "exact",
@@ -115,7 +116,7 @@ def relate(
         camera_aware, k1_intra, k1_inter, k2_intra, k2_inter: lists by camera instead of k1 and k2, see
             `cameras.camera_weights`.
         clustering, eps, min_samples, min_cluster_size: see `clustering.cluster`; for "auto" `radius.choose_eps`.
-        inter_rule, intra_rule, centroids, rule_temperature, foreign, trim: see `mine_proxies`.
+        inter_rule, intra_rule, foreign, space, centroids, rule_temperature, trim: see `mine_proxies`.
         precision: float16 rounds the features first: half the memory, and half the bytes on a network.
         search, index, effort, backend, block_rows, device: see `similarity.nearest`.
         shards: shares of the rows whose neighbours are looked for by themselves; the result does not depend on it.
@@ -139,9 +140,11 @@ def relate(
     clustered: dict[str, Any] = {"clustering": clustering, "min_samples": min_samples}
     clustered["eps"] = largest_eps(eps, clustering)
     clustered |= {"min_cluster_size": min_cluster_size}
+    mined: dict[str, Any] = {"inter_rule": inter_rule, "intra_rule": intra_rule, "foreign": foreign, "space": space}
+    mined |= {"centroids": centroids, "rule_temperature": rule_temperature, "trim": trim, "block_rows": block_rows}
     check_settings(k1, k2, shards, search, camera_aware)
     check_list_lengths(k1_intra, k1_inter, k2_intra, k2_inter)
-    check_rules(inter_rule, intra_rule, centroids, rule_temperature, block_rows, foreign, trim)
+    check_rules(**mined)
     resolve(Options(**searched))
     cluster(_NO_GRAPH, **clustered)  # its options and packages are looked at all the same
     check_cameras(cameras, len(features), camera_aware)
@@ -174,16 +177,11 @@ def relate(
         proxies = mine_proxies(
             features,
             labels,
-            inter_rule=inter_rule,
-            intra_rule=intra_rule,
-            centroids=centroids,
-            rule_temperature=rule_temperature,
-            foreign=foreign,
-            trim=trim,
             neighbors=table if search == "exact" else None,
-            block_rows=block_rows,
+            graph=(weights, inverted),
             threads=threads,
             device=device,
+            **mined,
         )
     tell("proxies", rows, rows)
     with phase("figures", stats):

@@ -1,86 +1,26 @@
-"""What makes a member the proxy: the rules of method.md 4.5, rows B (foreign clusters) and C (the own one).
+"""The rules of `choices.py` that need products of blocks of images: B3 to B5, and C2.
 
-| B | inter_rule | score of i; the member with the lowest is the inter proxy |
-| - | --- | --- |
-| B1 | mean | mean of f_i . f_j over the samples j of other clusters |
-| B2 | cluster_mean | mean over the other clusters of the mean of f_i . f_j over their samples |
-| B3 | nearest_sample | max of f_i . f_j over the samples of other clusters |
-| B4 | nearest_centroids | mean of the n highest f_i . c_k, c_k the centroids of other clusters |
-| B5 | log_sum_exp | t log(mean of exp(f_i . f_j / t) over the samples of other clusters) |
-
-| C | intra_rule | score of i; the member with the lowest is the intra proxy |
-| - | --- | --- |
-| C1 | mean | mean of f_i . f_j over the other members |
-| C2 | minimum | min of f_i . f_j over the other members |
-
-B1, B2 and C1 have closed forms and are scored in `proxies.py`, B4 and what else sees one item of each cluster in
-`items.py`; here are the others that need products of blocks.
+Those with a closed form are in `closed.py`, those over one vector a cluster in `vector_rules.py`.
 """
 
 import math
 import typing
-from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from gracl.errors import ConfigError, GraclError, expected
+from gracl.errors import GraclError, expected
 from gracl.kernels import compiled, over_rows
-from gracl.relations.items import centroids_of, item_scores
+from gracl.relations.choices import InterRule
 from gracl.relations.scoring import Score, Table, against, float32_error, in_blocks, settled
+from gracl.relations.vector_rules import centroids_of, nearest_vectors
 from gracl.types import Neighbors
-
-InterRule = Literal["mean", "cluster_mean", "nearest_sample", "nearest_centroids", "log_sum_exp"]
-IntraRule = Literal["mean", "minimum"]
-Foreign = Literal["samples", "centroids", "proxies", "noise_too"]
-
-# The rules that are scored in `proxies.py`.
-CLOSED = ("mean", "cluster_mean")
-# The rules that speak of one item of each cluster, where these are centroids or proxies.
-OF_ITEMS = ("mean", "nearest_centroids", "log_sum_exp")
 
 # C2 looks through a cluster only; wider blocks would be mostly pairs of different clusters.
 _CLUSTER_ROWS = 256
-# Below, similarity / t leaves float32; above, the logarithm has fewer digits than ties need.
-_COLDEST, _HOTTEST = 1e-6, 100.0
-
-
-def check_rules(
-    inter_rule: str,
-    intra_rule: str,
-    centroids: int,
-    rule_temperature: float,
-    block_rows: int,
-    foreign: str = "samples",
-    trim: float = 0.0,
-) -> None:
-    """Refuses what no rule can do.
-
-    Raises:
-        ConfigError: a rule that is not known, one that has no meaning for the foreign items, or a number out of range.
-    """
-    asked = (
-        ("inter_rule", inter_rule, InterRule),
-        ("intra_rule", intra_rule, IntraRule),
-        ("foreign", foreign, Foreign),
-    )
-    for what, came, known in asked:
-        if came not in (names := typing.get_args(known)):
-            raise ConfigError(expected(f"{what} among {', '.join(names)}", came, "choose one of them"))
-    if foreign in ("centroids", "proxies") and inter_rule not in OF_ITEMS:
-        what = f"inter_rule among {', '.join(OF_ITEMS)} with foreign={foreign}, where a cluster is one item"
-        raise ConfigError(expected(what, inter_rule, "nearest_centroids with centroids=1 looks at the nearest one"))
-    if centroids < 1 or block_rows < 1:
-        came = f"{centroids} and {block_rows}"
-        raise ConfigError(expected("centroids >= 1 and block_rows >= 1", came, "raise them to 1 or more"))
-    if not _COLDEST <= rule_temperature <= _HOTTEST:
-        bounds = f"{_COLDEST} <= rule_temperature <= {_HOTTEST}"
-        raise ConfigError(expected(bounds, rule_temperature, "the usual value is 0.05"))
-    if not 0 <= trim < 0.5:
-        raise ConfigError(expected("0 <= trim < 0.5", trim, "a few percent guard against wrong labels"))
 
 
 def inter_scores(
@@ -88,42 +28,50 @@ def inter_scores(
     table: Table,
     sums: Float64[ndarray, "clusters dim"],
     *,
+    noise: Int64[ndarray, "noise"],
     centroids: int,
     rule_temperature: float,
     neighbors: Neighbors | None,
     threads: int,
 ) -> Float64[ndarray, "images"]:
-    """Decisive scores by B3, B4 or B5, for two clusters or more; see `settled`.
+    """Decisive scores by B3, B4 or B5 over samples, where there is a foreign one; see `settled`.
+
+    `noise` are the noise images that are foreign too, all or none of them.
 
     Raises:
         GraclError: a neighbour table that does not belong to the features.
     """
     rows = table.contested
+    columns = np.union1d(table.clustered, noise)
     errors = np.full(len(rows), float32_error(table.dim))
     if rule == "nearest_sample":
-        score = nearest_sample(table)
-        proposed, errors = _by_table(neighbors, table, score, threads)
+        score = nearest_sample(table, columns)
+        proposed, errors = _by_table(neighbors, table, score, len(noise) > 0, threads)
     elif rule == "nearest_centroids":
-        return item_scores(rule, table, centroids_of(sums), centroids=centroids, rule_temperature=rule_temperature)
+        score = nearest_vectors(table, centroids_of(sums), centroids, noise)
+        proposed = score(rows, torch.float32)
     else:
-        score = log_sum_exp(table, rule_temperature)
+        score = log_sum_exp(table, columns, rule_temperature)
         proposed = score(rows, torch.float32)
         errors += rule_temperature * float32_error(table.step)
     return settled(table, rows, proposed, errors, score)
 
 
-def intra_scores(table: Table) -> Float64[ndarray, "images"]:
-    """Decisive scores by C2; see `settled`."""
+def intra_scores(table: Table, *, exact: bool = False) -> Float64[ndarray, "images"]:
+    """Decisive scores by C2, see `settled`; `exact`: those of all members of clusters of two or more."""
     rows = table.contested
     rows = rows[np.argsort(table.labels[rows], kind="stable")]
     score = minimum(table)
+    if exact:
+        scores = np.full(len(table.labels), np.inf)
+        scores[rows] = score(rows, torch.float64)
+        return scores
     errors = np.full(len(rows), float32_error(table.dim))
     return settled(table, rows, score(rows, torch.float32), errors, score)
 
 
-def nearest_sample(table: Table) -> Score:
-    """B3: similarity to the nearest sample of another cluster."""
-    columns = table.clustered
+def nearest_sample(table: Table, columns: Int64[ndarray, "columns"]) -> Score:
+    """B3: similarity to the nearest of the columns that is not of the same cluster."""
 
     def score(rows: ndarray, dtype: torch.dtype) -> Tensor:
         nearest = [
@@ -135,13 +83,12 @@ def nearest_sample(table: Table) -> Score:
     return in_blocks(score, table.step)
 
 
-def log_sum_exp(table: Table, temperature: float) -> Score:
-    """B5: t log(mean of exp(s / t)) over the samples of other clusters: between the mean (B1) and the nearest (B3).
+def log_sum_exp(table: Table, columns: Int64[ndarray, "columns"], temperature: float) -> Score:
+    """B5: t log(mean of exp(s / t)) over the columns of other clusters: between the mean (B1) and the nearest (B3).
 
     Without the mean, t log(sum), it would be more by t log(foreign samples), which is the same for all members of a
     cluster: the proxies are those of either. Blocks are summed in the precision asked for, and joined in double.
     """
-    columns = table.clustered
 
     def score(rows: ndarray, dtype: torch.dtype) -> Tensor:
         parts = [
@@ -177,7 +124,7 @@ def minimum(table: Table) -> Score:
 
 
 def _by_table(
-    neighbors: Neighbors | None, table: Table, score: Score, threads: int
+    neighbors: Neighbors | None, table: Table, score: Score, noise_too: bool, threads: int
 ) -> tuple[Float64[ndarray, "rows"], Float64[ndarray, "rows"]]:
     """B3 proposed: the first foreign neighbour where the lists have one (nothing is nearer), else a search of all.
 
@@ -189,7 +136,9 @@ def _by_table(
         _check_neighbors(neighbors, len(labels))
         lists, near = neighbors.indices, neighbors.similarities
         over_rows(
-            lambda start, stop: _first_foreign(lists, near, labels, start, stop, known), len(labels), threads=threads
+            lambda start, stop: _first_foreign(lists, near, labels, noise_too, start, stop, known),
+            len(labels),
+            threads=threads,
         )
     proposed = known[rows]
     missing = np.isnan(proposed)
@@ -212,11 +161,11 @@ def _check_neighbors(neighbors: Neighbors, images: int) -> None:
 
 @compiled
 @typing.no_type_check
-def _first_foreign(lists, near, labels, start, stop, known):
-    """Similarity of rows start..stop-1 to the first of their neighbours that is of another cluster."""
+def _first_foreign(lists, near, labels, noise_too, start, stop, known):
+    """Similarity of rows start..stop-1 to the first of their neighbours that is of another cluster, or noise."""
     for row in range(start, stop):
         for place in range(1, lists.shape[1]):
             c = labels[lists[row, place]]
-            if c >= 0 and c != labels[row]:
+            if (c >= 0 or noise_too) and c != labels[row]:
                 known[row] = near[row, place]
                 break

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 
@@ -36,13 +36,13 @@ _MOST_ROWS = 8192
 class Table:
     """Feature rows on their way to the device, and what is known of them. `step` is how many make a block.
 
-    `eligible` says which may be proxies at all; at least one of each cluster may.
+    `able` are the clustered images that can become proxies, ascending.
     """
 
     read: Read
     labels: Int64[ndarray, "images"]
     sizes: Int64[ndarray, "clusters"]
-    eligible: Bool[ndarray, "images"]
+    able: Int64[ndarray, "rows"]
     dim: int
     step: int
     place: str
@@ -54,25 +54,27 @@ class Table:
 
     @property
     def contested(self) -> Int64[ndarray, "rows"]:
-        """Those eligible whose cluster has more than one: the only one of a cluster is its lowest by any score."""
-        rows = self.clustered
-        return np.asarray(rows[self.eligible[rows] & (self.sizes[self.labels[rows]] > 1)])
+        """Those able whose cluster has more than one: the only one of a cluster is its lowest by any score."""
+        own = self.labels[self.able]
+        return np.asarray(self.able[np.bincount(own, minlength=len(self.sizes))[own] > 1])
 
 
 def table_of(
     features: Feature[ndarray, "images dim"],
     labels: Int64[ndarray, "images"],
     sizes: Int64[ndarray, "clusters"],
-    eligible: Bool[ndarray, "images"],
     block_rows: int,
     place: str,
 ) -> Table:
-    """The table of contiguous features, read where they are; a GPU that has room for two gets a copy, as it is."""
+    """The table of contiguous features, read where they are; a GPU that has room for two gets a copy, as it is.
+
+    Everyone who is clustered is able.
+    """
     return Table(
         read=_reader(features, place),
         labels=labels,
         sizes=sizes,
-        eligible=eligible,
+        able=np.flatnonzero(labels != NOISE),
         dim=features.shape[1],
         step=min(block_rows, _MOST_ROWS),
         place=place,

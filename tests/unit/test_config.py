@@ -80,7 +80,6 @@ def test_a_config_cannot_be_changed():
         ({"scale": {"workers": 2}, "encoder": {"bn_group": 256}}, "bn_group that one worker can hold"),
         ({"scan_batch": 255, "scale": {"workers": 2}}, "scan_batch that the workers can share"),
         ({"data": {"root": "x", "query": ""}}, "together, or neither"),
-        ({"relations": {"foreign": "proxies", "inter_rule": "nearest_sample"}}, "a foreign cluster is one item"),
         ({"loss": {"inter_weight": 0, "intra_weight": 0}}, "inter_weight or loss.intra_weight above 0"),
         ({"relations": {"shards": 2, "search": "approximate"}}, "relations.shards of 1"),
         ({"relations": {"shards": 2, "camera_aware": True}}, "relations.shards of 1"),
@@ -90,6 +89,9 @@ def test_a_config_cannot_be_changed():
         ({"relations": {"k2_inter": 22}}, "k2_intra and k2_inter of at most"),
         ({"relations": {"eps": "auto", "clustering": "hdbscan"}}, "relations.eps as a number, or auto with"),
         ({"relations": {"eps": "auto", "clustering": "infomap"}}, "relations.eps as a number, or auto with"),
+        ({"relations": {"foreign": "centroids", "inter_rule": "cluster_mean"}}, "with relations.foreign=centroids"),
+        ({"relations": {"space": "jaccard", "foreign": "centroids"}}, "with relations.space=jaccard"),
+        ({"relations": {"space": "jaccard", "inter_rule": "log_sum_exp"}}, "with relations.space=jaccard"),
     ],
 )
 def test_combinations_that_cannot_run_are_refused(changes, message):

@@ -6,28 +6,10 @@ from gracl.errors import ConfigError, GraclError
 from gracl.randomness import rng
 from gracl.relations.cameras import camera_neighbors, camera_weights
 from gracl.relations.diagnostics import camera_entropies, describe, silhouette
-from gracl.relations.lists import Lists, invert
+from gracl.relations.lists import invert
 from gracl.relations.proxies import mine_proxies
+from tests.clustered import lists_of, random_weights
 from tests.naive import cameras as naive
-
-
-def random_weights(seed, rows, copies=0, width=6):
-    """Dense weights with few entries in a row; a row sums to 1; some rows are exact copies; values tie often."""
-    dice = rng(seed, "weights")
-    full = np.zeros((rows, rows))
-    for row in range(rows):
-        others = dice.choice(rows, min(rows, int(dice.integers(0, width))), replace=False)
-        full[row, others] = dice.integers(1, 4, len(others))
-        full[row, row] += 2
-    if copies:
-        full[dice.integers(0, rows, copies)] = full[dice.integers(0, rows, copies)]
-    return (full / full.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def lists_of(full):
-    rows, ids = np.nonzero(full)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(full)))])
-    return Lists(starts.astype(np.int64), ids.astype(np.int32), full[rows, ids], np.arange(len(full)))
 
 
 def found(weights, labels, **options):

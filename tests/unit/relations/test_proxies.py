@@ -4,8 +4,7 @@ import torch
 
 from gracl.errors import ConfigError, GraclError
 from gracl.randomness import rng
-from gracl.relations.members import cluster_sizes
-from gracl.relations.proxies import centrality_ranks, mine_proxies
+from gracl.relations.proxies import centrality_ranks, cluster_sizes, mine_proxies
 from tests.clustered import case
 from tests.naive import relations as naive
 

@@ -19,6 +19,7 @@ from gracl.relations.proxies import mine_proxies
 from gracl.relations.relate import find_here, relate
 from gracl.similarity import Searcher, merged, nearest, shares
 from gracl.similarity.products import Product
+from tests.naive import proxies as naive_proxies
 from tests.naive import relations as naive
 
 GOLDEN = Path(__file__).parents[3].parent / "shared" / "golden"
@@ -210,6 +211,35 @@ def test_rules_of_the_proxies_are_passed_on():
     np.testing.assert_array_equal(found.proxies.inter_image, expect.inter_image)
     np.testing.assert_array_equal(found.proxies.intra_image, expect.intra_image)
     assert (found.proxies.inter_image != mine_proxies(features, found.labels).inter_image).any()
+
+
+@pytest.mark.parametrize("foreign", ["samples", "proxies", "noise_too"])
+@pytest.mark.parametrize("rule", ["mean", "cluster_mean", "nearest_sample"])
+def test_proxies_in_the_space_of_the_clusters(foreign, rule):
+    """From features to proxies by 1 - Jaccard distance, against the dense definition."""
+    features, _ = objects(12, count=5, each=10, spread=0.9, noise=12)
+    chosen = {"inter_rule": rule, "foreign": foreign, "trim": 0.1}
+    found = relate(features, k1=12, k2=3, space="jaccard", **chosen)
+    assert (found.labels < 0).any()
+    similarity = 1 - naive.jaccard(naive.nearest(features, 12)[0], features, 12, 3)
+    expect = naive_proxies.proxies(features, found.labels, rule, foreign=foreign, trim=0.1, similarity=similarity)
+    assert (found.proxies.inter_image.tolist(), found.proxies.intra_image.tolist()) == expect
+    np.testing.assert_array_equal(found.proxies.inter, features[expect[0]])
+    by_cosine = relate(features, k1=12, k2=3, **chosen)
+    assert (by_cosine.proxies.inter_image != found.proxies.inter_image).any()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"foreign": "centroids", "inter_rule": "nearest_centroids"},
+        {"space": "jaccard", "inter_rule": "log_sum_exp"},
+        {"trim": 0.5},
+    ],
+)
+def test_refuses_choices_of_proxies_before_the_work(bad):
+    with pytest.raises(ConfigError, match="expected"):
+        relate(objects(13)[0], k1=10, k2=3, find=never, **bad)
 
 
 def test_approximate_search_tells_its_recall():

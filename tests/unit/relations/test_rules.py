@@ -6,25 +6,17 @@ import pytest
 import torch
 
 from gracl.errors import ConfigError, GraclError
-from gracl.randomness import rng
-from gracl.relations import items, rules, scoring
+from gracl.relations import rules, scoring
+from gracl.relations.choices import check_rules
 from gracl.relations.proxies import mine_proxies
-from gracl.relations.rules import check_rules
 from gracl.relations.scoring import float32_error, steady
 from gracl.types import Neighbors
-from tests.clustered import case
+from tests.clustered import case, mixed
 from tests.naive import proxies as naive
 from tests.naive import relations
 
 INTER = ["mean", "cluster_mean", "nearest_sample", "nearest_centroids", "log_sum_exp"]
 INTRA = ["mean", "minimum"]
-
-
-def mixed(seed):
-    """A small case of its own kind for every seed: one cluster to seven, with and without noise and copies."""
-    rows = int(rng(seed, "rows").integers(2, 40))
-    noise, copies = (0.0, 0.2, 0.5)[seed % 3], rows // 2 if seed % 2 else 0
-    return case(seed, rows, 1 + seed % min(rows, 7), noise=noise, copies=copies)
 
 
 def images(found):
@@ -169,7 +161,8 @@ def test_refuses_neighbours_of_other_features():
 
 
 def test_refuses_rules_that_are_not_known():
-    good = {"inter_rule": "mean", "intra_rule": "mean", "centroids": 10, "rule_temperature": 0.05, "block_rows": 1}
+    good = {"inter_rule": "mean", "intra_rule": "mean", "foreign": "samples", "space": "cosine"}
+    good |= {"centroids": 10, "rule_temperature": 0.05, "trim": 0.0, "block_rows": 1}
     check_rules(**good)
     for bad in ({"inter_rule": "median"}, {"intra_rule": "nearest_sample"}):
         with pytest.raises(ConfigError, match="among mean"):
@@ -187,8 +180,7 @@ def test_proposals_are_within_their_bounds(rule, dim, monkeypatch):
         assert (off[-1] <= errors).all()
         return settled(table, rows, proposed, errors, score)
 
-    for module in (rules, items):
-        monkeypatch.setattr(module, "settled", watched)
+    monkeypatch.setattr(rules, "settled", watched)
     for half in (False, True):
         for temperature in (1e-6, 0.05, 100.0):
             options = {"intra_rule": rule} if rule == "minimum" else {"inter_rule": rule}
@@ -219,7 +211,7 @@ def test_a_table_that_fits_is_copied_to_the_gpu_once(monkeypatch):
         monkeypatch.setattr(scoring, "free_on_gpu", lambda free=free: free)
         table = SimpleNamespace(to=lambda place, moved=moved: moved.append(place))
         monkeypatch.setattr(scoring, "as_tensor", lambda array, table=table: table)
-        scoring.table_of(features, labels, np.bincount(labels[labels >= 0]), labels >= 0, 4, "cuda")
+        scoring.table_of(features, labels, np.bincount(labels[labels >= 0]), 4, "cuda")
         assert moved == ["cuda"] * times
         monkeypatch.undo()
 

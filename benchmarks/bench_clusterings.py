@@ -20,7 +20,8 @@ from benchmarks.bench_relate import prepare, warm
 from benchmarks.features import load
 from benchmarks.measuring import measured
 from gracl.relations.clustering import cluster
-from gracl.relations.jaccard import jaccard_distance
+from gracl.relations.jaccard import jaccard_distance, reciprocal_weights
+from gracl.relations.lists import invert
 from gracl.relations.proxies import mine_proxies
 
 CLUSTERINGS: list[dict[str, Any]] = [
@@ -38,7 +39,18 @@ RULES: list[dict[str, Any]] = [
     {"inter_rule": "nearest_centroids"},
     {"inter_rule": "log_sum_exp"},
     {"intra_rule": "minimum"},
+    {"foreign": "centroids"},
+    {"foreign": "centroids", "inter_rule": "nearest_sample"},
+    {"foreign": "centroids", "inter_rule": "log_sum_exp"},
+    {"foreign": "proxies"},
+    {"foreign": "noise_too"},
+    {"foreign": "noise_too", "inter_rule": "nearest_centroids"},
+    {"space": "jaccard"},
+    {"space": "jaccard", "foreign": "proxies"},
+    {"trim": 0.02},
+    {"trim": 0.02, "intra_rule": "minimum"},
 ]
+IMAGES = ("inter_image", "intra_image")
 
 
 def ari(truth: np.ndarray, labels: np.ndarray) -> float:
@@ -64,12 +76,18 @@ def main() -> None:
         labels, cost = measured(lambda graph=graph, chosen=chosen: cluster(graph, **chosen))
         figures = {"clusters": int(labels.max()) + 1, "noise": int((labels < 0).sum()), "ari": ari(truth, labels)}
         found.append(chosen | figures | cost)
-    labels, rules = cluster(near), []
+    labels, rules, weights = cluster(near), [], reciprocal_weights(table, features, threads=threads)
+    graph, first = (weights, invert(weights)), None
+    few = np.where(np.arange(len(features)) < 500, np.arange(len(features)) % 20, -1)
     for rule in RULES:
         given = rule | ({"neighbors": table} if "neighbors" in rule else {})
-        mine_proxies(features[:500], np.arange(500) % 20, **{**given, "neighbors": None})
-        _, cost = measured(lambda given=given: mine_proxies(features, labels, threads=threads, **given))
-        rules.append(rule | cost)
+        given |= {"graph": graph} if "space" in rule else {}
+        mine_proxies(features, few, **{**given, "neighbors": None})
+        mined, cost = measured(lambda given=given: mine_proxies(features, labels, threads=threads, **given))
+        # The first rule is the default: how many clusters have another proxy.
+        first = first or mined
+        moved = {kind: (getattr(mined, kind) != getattr(first, kind)).mean().round(4) for kind in IMAGES}
+        rules.append(rule | {f"{kind}_moved": float(share) for kind, share in moved.items()} | cost)
     identities = len(np.unique(truth[truth >= 0]))
     report = {"machine": facts, "case": options["case"], "rows": len(features), "identities": identities}
     report |= {"threads": threads, "clusterings": found, "rules": rules}

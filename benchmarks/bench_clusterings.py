@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.bench_epoch import machine
 from benchmarks.bench_relate import prepare, warm
@@ -55,8 +54,7 @@ IMAGES = ("inter_image", "intra_image")
 
 def ari(truth: np.ndarray, labels: np.ndarray) -> float:
     """Agreement with the identities, noise apart from everything."""
-    alone = np.where(labels < 0, labels.max() + 1 + np.arange(len(labels)), labels)
-    return round(float(adjusted_rand_score(truth[truth >= 0], alone[truth >= 0])), 4)
+    return round(agreement(labels, truth)["ari_all"], 4)
 
 
 def main() -> None:

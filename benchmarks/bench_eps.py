@@ -66,8 +66,7 @@ def record(folder: Path, arguments: list[str]) -> None:
     config = load_config(TrainConfig, arguments)
     store = ShardStore.open(config.data.root, config.data.train, cache=config.data.cache)
     np.save(folder / "truth.npy", store.identities().object_ids)
-    local.DirectRelator = partial(Recorder, folder=folder)  # type: ignore[misc, assignment]
-    state = learn(config)
+    state = learn(config, kind=partial(Recorder, folder=folder))
     (folder / "history.json").write_text(json.dumps(state.history))
 
 

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ from gracl.types import Assignment, EpochReport, FeatureTable
 class TrueRelator(local.DirectRelator):
     """Gives the true identities of the train split instead of clusters: a diagnostic, never a method."""
 
-    def __init__(self, true: np.ndarray, images: int, **options: Any) -> None:
+    def __init__(self, images: int, *, true: np.ndarray, **options: Any) -> None:
         super().__init__(images, **options)
         self._true, self._all = np.unique(true, return_inverse=True)[1].astype(np.int64), images
 
@@ -47,8 +48,9 @@ def learn(
     labels: Literal["clusters", "true"] = "clusters",
     reporter: Callable[[EpochReport, TrainState], None] = lambda report, state: None,
     state: TrainState | None = None,
+    kind: Callable[..., local.DirectRelator] = local.DirectRelator,
 ) -> TrainState:
-    """Trains `config` in this process with the threads that one Ray worker would have."""
+    """Trains `config` in this process with the threads that one Ray worker would have; `kind` makes the relator."""
     torch.set_num_threads(config.scale.worker_threads)
     lesson = describe_lesson(config)
     device = torch.device("cuda" if config.scale.worker_gpus else "cpu")
@@ -57,14 +59,13 @@ def learn(
     names = [name for name in (data.train, data.query, data.gallery) if name]
     stores = {name: ShardStore.open(root, name, cache=data.cache) for name in names}
     fresh = TrainState.fresh(encoder, config.recipe(), height=data.height, width=data.width)
-    options: dict[str, Any] = {}
+    splits = Splits(data.train, data.query, data.gallery)
+    relations = config.relations.options() | {
+        "threads": config.scale.relation_threads,
+        "device": "cuda" if config.scale.relation_gpus else "cpu",
+    }
     if labels == "true":
-        options["relator"] = TrueRelator(
-            stores[data.train].identities().object_ids,
-            len(stores[data.train]),
-            query=stores[data.query].identities() if data.query else None,
-            gallery=stores[data.gallery].identities() if data.gallery else None,
-        )
+        kind = partial(TrueRelator, true=stores[data.train].identities().object_ids)
     return local.fit(
         stores,
         encoder=encoder,
@@ -72,20 +73,18 @@ def learn(
         optimizer=optimizer,
         state=state or fresh,
         rate=rate_at(lesson),
-        splits=Splits(data.train, data.query, data.gallery),
+        splits=splits,
         height=data.height,
         width=data.width,
         views=config.views.options(),
         sampling=config.sampling.options(),
-        relations=config.relations.options()
-        | {"threads": config.scale.relation_threads, "device": "cuda" if config.scale.relation_gpus else "cpu"},
+        relator=local.direct_relator(stores, splits, relations, kind=kind),
         camera_balanced=config.camera_balanced,
         scan_batch=config.scan_batch,
         decode_threads=config.scale.decode_threads,
         seed=config.seed,
         reporter=reporter,
         **lesson.fit,
-        **options,
     )
 
 

@@ -88,6 +88,25 @@ class DirectRelator:
         )
 
 
+def direct_relator(
+    stores: Mapping[str, ShardStore],
+    splits: Splits,
+    relations: Mapping[str, Any] | None = None,
+    *,
+    kind: Callable[..., DirectRelator] = DirectRelator,
+) -> DirectRelator:
+    """The relator of open stores; `kind` is called with the arguments of `DirectRelator`."""
+    train = stores[splits.train]
+    cameras = train.camera_ids()
+    return kind(
+        len(train),
+        query=stores[splits.query].identities() if splits.query else None,
+        gallery=stores[splits.gallery].identities() if splits.gallery else None,
+        cameras=cameras if (cameras >= 0).any() else None,
+        **(relations or {}),
+    )
+
+
 def fit(
     stores: Mapping[str, ShardStore],
     *,
@@ -139,20 +158,13 @@ def fit(
         threads=decode_threads,
     )
     cameras = train.camera_ids()
-    relator = relator or DirectRelator(
-        len(train),
-        query=stores[splits.query].identities() if splits.query else None,
-        gallery=stores[splits.gallery].identities() if splits.gallery else None,
-        cameras=cameras if (cameras >= 0).any() else None,
-        **(relations or {}),
-    )
     return fit_ports(
         state,
         encoder=encoder,
         criterion=criterion,
         optimizer=optimizer,
         batches=batches,
-        relator=relator,
+        relator=relator or direct_relator(stores, splits, relations),
         ranks=OneRank(),
         planner=lambda epoch, labels: identity_plan(
             labels, epoch=epoch, cameras=cameras if camera_balanced else None, seed=seed, **(sampling or {})

@@ -1,9 +1,12 @@
 """Features with labels, and weights, as the tests of proxies and figures want them."""
 
 import numpy as np
+import torch
 
 from gracl.randomness import rng
+from gracl.relations import rules, vector_rules
 from gracl.relations.lists import Lists
+from gracl.relations.scoring import settled
 
 
 def case(seed, rows, clusters, dim=5, noise=0.2, copies=0, spread=1.0):
@@ -42,3 +45,17 @@ def lists_of(full):
     rows, ids = np.nonzero(full)
     starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(full)))])
     return Lists(starts.astype(np.int64), ids.astype(np.int32), full[rows, ids], np.arange(len(full)))
+
+
+def errors_of_proposals(monkeypatch):
+    """How far float32 scores were off: a list that grows with each rule asked. It fails where a bound is too small."""
+    off = []
+
+    def watched(table, rows, proposed, errors, score):
+        off.append(np.abs(proposed - score(rows, torch.float64)))
+        assert (off[-1] <= errors).all()
+        return settled(table, rows, proposed, errors, score)
+
+    for module in (rules, vector_rules):
+        monkeypatch.setattr(module, "settled", watched)
+    return off

@@ -46,6 +46,7 @@ class Describer:
         root, split, cache: of the shards.
         batch: images at a time.
         flip: describe mirror images, too.
+        plain: give the plain features, also beside flip-averaged ones.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Describer:
         threads: int,
         decode_threads: int,
         flip: bool = False,
+        plain: bool = True,
     ) -> None:
         torch.set_num_threads(threads)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
@@ -68,6 +70,7 @@ class Describer:
         self._store = ShardStore.open(root, split, cache=cache)
         self._casting = autocast(device, precision)
         self._batch, self._decode_threads, self._flip = batch, decode_threads, flip
+        self._first = 1 if flip and not plain else 0
 
     def describe(self, chunk: tuple[int, int]) -> tuple[FeatureTable, ...]:
         """The features of the tickets from `chunk[0]` up to `chunk[1]` of the split's scan: plain, flip-averaged."""
@@ -80,14 +83,17 @@ class Describer:
             threads=self._decode_threads,
         )
         if self._flip:
-            return encode_with_mirror(self._encoder, scan, self._casting, lambda done: None)
+            return encode_with_mirror(self._encoder, scan, self._casting, lambda done: None)[self._first :]
         return (encode(self._encoder, scan, self._casting, lambda done: None),)
 
 
-def describe_split(config: ModelConfig, data: Place, split: str) -> Iterator[tuple[FeatureTable, ...]]:
+def describe_split(
+    config: ModelConfig, data: Place, split: str, *, plain: bool = True
+) -> Iterator[tuple[FeatureTable, ...]]:
     """The features of a split in parts, in whatever order they come, with progress on the terminal.
 
-    Each part holds the plain features and, with `config.flip`, the flip-averaged ones after them.
+    Each part holds the plain features and, with `config.flip`, the flip-averaged ones after them; without `plain` these
+    alone.
 
     Raises:
         ImageError, ShardError, CheckpointError: from the actors, as they raised it.
@@ -109,6 +115,7 @@ def describe_split(config: ModelConfig, data: Place, split: str) -> Iterator[tup
             threads=scale.worker_threads,
             decode_threads=scale.decode_threads,
             flip=config.flip,
+            plain=plain,
         )
         for _ in range(min(scale.workers, len(chunks)))
     ]
@@ -134,7 +141,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         raise ConfigError(expected("a new folder for features", f"{out}, which holds some", "choose another out="))
     files, images, dim = [], 0, encoder.feature_size
     with session(demand(config.scale)):
-        for number, (*_, part) in enumerate(describe_split(config, config.data, config.split)):
+        for number, (part,) in enumerate(describe_split(config, config.data, config.split, plain=not config.flip)):
             files.append(f"features-{number:05}.arrow")
             storage.write_bytes(storage.join(out, files[-1]), table_bytes(part))
             images += len(part.indices)

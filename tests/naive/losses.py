@@ -52,19 +52,8 @@ def moved(bank, features, labels, scores, momentum):
     """The bank after one entry per cluster moved to its lowest row."""
     bank = np.array(bank, np.float64)
     for cluster, row in lowest(scores, labels).items():
-        entry = momentum * bank[cluster] + (1 - momentum) * np.asarray(features[row], np.float64)
-        bank[cluster] = entry / math.sqrt(dot(entry, entry))
+        bank[cluster] = towards(bank[cluster], features[row], momentum)
     return bank
-
-
-def updated(inter, intra, sums, features, labels, momentum):
-    """Both banks after one update with E1 and F1."""
-    foreign = [foreign_score(z, label, sums) for z, label in zip(features, labels, strict=True)]
-    own = [own_score(z, label, sums) for z, label in zip(features, labels, strict=True)]
-    return (
-        moved(inter, features, labels, foreign, momentum),
-        moved(intra, features, labels, own, momentum),
-    )
 
 
 def centroid(cluster, sums):

@@ -58,7 +58,9 @@ def test_update_equals_the_double_loop(seed, momentum):
     assignment, (features, labels) = world(seed), batch(seed)
     criterion = begun(assignment, momentum=momentum)
     proxies = assignment.proxies
-    inter, intra = naive.updated(proxies.inter, proxies.intra, proxies.cluster_sums, features, labels, momentum)
+    batch_of = (proxies.cluster_sums, features, labels, momentum)
+    inter = naive.followed("selected", "foreign_sum", proxies.inter, *batch_of)
+    intra = naive.followed("selected", "own_sum", proxies.intra, *batch_of)
     criterion.update(*tensors(features, labels))
     np.testing.assert_allclose(criterion.inter.numpy(), inter, atol=1e-6)
     np.testing.assert_allclose(criterion.intra.numpy(), intra, atol=1e-6)

@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from gracl.config import TrainConfig
 from gracl.errors import ConfigError, GraclError
 from gracl.randomness import rng
-from gracl.relations import rules, vector_rules
+from gracl.relations import rules
 from gracl.relations.choices import check_rules
 from gracl.relations.lists import invert
 from gracl.relations.proxies import mine_proxies
 from gracl.relations.trimming import able_members
-from tests.clustered import case, lists_of, mixed, random_weights
+from tests.clustered import case, errors_of_proposals, lists_of, mixed, random_weights
 from tests.naive import proxies as naive
 from tests.naive import relations
 
@@ -117,15 +117,7 @@ def test_lists_of_neighbours_change_no_proxy(foreign, seed):
 @pytest.mark.parametrize(("foreign", "rule"), [pair for pair in NEW if pair[1] in INTER[2:]])
 def test_proposals_are_within_their_bounds(foreign, rule, dim, monkeypatch):
     features, labels = case(15, 120, clusters=8, dim=dim, spread=0.5)
-    settled, off = rules.settled, []
-
-    def watched(table, rows, proposed, errors, score):
-        off.append(np.abs(proposed - score(rows, torch.float64)))
-        assert (off[-1] <= errors).all()
-        return settled(table, rows, proposed, errors, score)
-
-    for module in (rules, vector_rules):
-        monkeypatch.setattr(module, "settled", watched)
+    off = errors_of_proposals(monkeypatch)
     for half, temperature in itertools.product((False, True), (1e-6, 0.05, 100.0)):
         given = features.astype(np.float16) if half else features
         options = {"inter_rule": rule, "foreign": foreign, "rule_temperature": temperature}

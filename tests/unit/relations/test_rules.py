@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from gracl.errors import ConfigError, GraclError
-from gracl.relations import rules, scoring
+from gracl.relations import scoring
 from gracl.relations.choices import check_rules
 from gracl.relations.proxies import mine_proxies
 from gracl.relations.scoring import float32_error, steady
 from gracl.types import Neighbors
-from tests.clustered import case, mixed
+from tests.clustered import case, errors_of_proposals, mixed
 from tests.naive import proxies as naive
 from tests.naive import relations
 
@@ -173,14 +173,7 @@ def test_refuses_rules_that_are_not_known():
 @pytest.mark.parametrize("rule", [*INTER[2:], "minimum"])
 def test_proposals_are_within_their_bounds(rule, dim, monkeypatch):
     features, labels = case(15, 120, clusters=8, dim=dim, spread=0.5)
-    settled, off = rules.settled, []
-
-    def watched(table, rows, proposed, errors, score):
-        off.append(np.abs(proposed - score(rows, torch.float64)))
-        assert (off[-1] <= errors).all()
-        return settled(table, rows, proposed, errors, score)
-
-    monkeypatch.setattr(rules, "settled", watched)
+    off = errors_of_proposals(monkeypatch)
     for half in (False, True):
         for temperature in (1e-6, 0.05, 100.0):
             options = {"intra_rule": rule} if rule == "minimum" else {"inter_rule": rule}

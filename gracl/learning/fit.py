@@ -182,7 +182,7 @@ def fit(
             criterion,
             optimizer,
             batches.picks(plan),
-            torch.from_numpy(assignment.labels[plan.tickets]).to(device),
+            torch.from_numpy(plan.tickets).to(device),
             ranks,
             casting,
             clip_norm,
@@ -231,7 +231,7 @@ def train_epoch(
     criterion: Criterion,
     optimizer: torch.optim.Optimizer,
     picks: Iterator[Batch],
-    targets: Int64[Tensor, "steps batch"],
+    tickets: Int64[Tensor, "steps batch"],
     ranks: Ranks,
     casting: AbstractContextManager[object],
     clip_norm: float,
@@ -240,22 +240,22 @@ def train_epoch(
 ) -> Float[Tensor, "3"]:
     """One pass over the plan: pick, pull to the proxies, step, move the proxies.
 
-    `targets` holds the labels of the whole plan, so each rank knows those of the others' images without asking.
+    `tickets` are those of the whole plan, so each rank knows the others' images without asking.
     `stepped` is told the number of each step once it has been taken.
 
     Returns:
         The mean loss, inter-ID term and intra-ID term over steps and ranks.
     """
     learner.train()
-    device, parameters = targets.device, [weight for weight in learner.parameters() if weight.requires_grad]
-    steps, part = targets.shape[0], targets.shape[1] // ranks.size
+    device, parameters = tickets.device, [weight for weight in learner.parameters() if weight.requires_grad]
+    steps, part = tickets.shape[0], tickets.shape[1] // ranks.size
     mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
     sums, done = torch.zeros(3, device=device), 0
     for batch in picks:
-        images = to_device(batch, device)
+        pictures = to_device(batch, device)
         with casting:
-            features = learner(images)
-        terms = criterion(features, targets[batch.ticket, mine])
+            features = learner(pictures)
+        terms = criterion(features, tickets[batch.ticket, mine])
         optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)
@@ -272,7 +272,7 @@ def train_epoch(
         optimizer.step()
         if stepped:
             stepped(done)
-        criterion.update(ranks.gather(features.detach()), targets[batch.ticket])
+        criterion.update(ranks.gather(features.detach()), tickets[batch.ticket])
         sums += torch.stack([terms.loss, terms.inter, terms.intra]).detach()
         done += 1
         progress("train", done, steps)

@@ -36,12 +36,12 @@ class Criterion(Protocol):
         """A new epoch's labels and proxies."""
         ...
 
-    def __call__(self, features: Float[Tensor, "batch dim"], labels: Int64[Tensor, "batch"]) -> Terms:
-        """The loss of a batch."""
+    def __call__(self, features: Float[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> Terms:
+        """The loss of a batch of the train split's `images`, none of which is noise."""
         ...
 
-    def update(self, features: Float[Tensor, "batch dim"], labels: Int64[Tensor, "batch"]) -> None:
-        """After the step, with the features of all ranks in the order of the global batch."""
+    def update(self, features: Float[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> None:
+        """After the step, with the features and images of all ranks in the order of the global batch."""
         ...
 
 
@@ -107,13 +107,14 @@ class ProxyContrast:
     def begin_epoch(self, assignment: Assignment, device: torch.device | str) -> None:
         """Takes the epoch's proxies and cluster sums, as copies on `device`."""
         proxies = assignment.proxies
+        self._labels = torch.tensor(assignment.labels, device=device)
         self._clusters = Clusters.of(proxies, device)
         self._inter.begin(torch.tensor(proxies.inter, device=device), self._clusters)
         self._intra.begin(torch.tensor(proxies.intra, device=device), self._clusters)
 
-    def __call__(self, features: Float[Tensor, "batch dim"], labels: Int64[Tensor, "batch"]) -> Terms:
-        """The loss of a batch of unit features with clusters 0..C-1; needs `begin_epoch` first."""
-        self._check_begun()
+    def __call__(self, features: Float[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> Terms:
+        """The loss of a batch of unit features of images that have a cluster; needs `begin_epoch` first."""
+        labels = self._labels_of(images)
         more = (self.intra, self.inter) if self.negatives == "both" else (None, None)
         inter = proxy_loss(features, labels, self.inter, self.inter_temperature, more[0])
         intra = proxy_loss(features, labels, self.intra, self.intra_temperature, more[1])
@@ -122,7 +123,7 @@ class ProxyContrast:
         return Terms(loss=loss, inter=inter.detach(), intra=intra.detach())
 
     @torch.no_grad()
-    def update(self, features: Float[Tensor, "batch dim"], labels: Int64[Tensor, "batch"]) -> None:
+    def update(self, features: Float[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> None:
         """Moves the entries of the clusters in the batch; to be called after the optimizer's step.
 
         By default the inter entry moves to the row least like all other clusters (E1: lowest z . (S - S_k)), the intra
@@ -131,17 +132,17 @@ class ProxyContrast:
         Args:
             features: the features the loss has seen, of ALL ranks in the order of the global batch, so that every
                 rank makes the same move.
-            labels: their clusters.
+            images: which they are of.
         """
-        self._check_begun()
-        features = features.float()
+        labels, features = self._labels_of(images), features.float()
         self._inter.follow(features, labels, self._clusters)
         self._intra.follow(features, labels, self._clusters)
 
-    def _check_begun(self) -> None:
-        """Refuses to work without banks."""
-        if not hasattr(self, "_clusters"):
+    def _labels_of(self, images: Int64[Tensor, "batch"]) -> Int64[Tensor, "batch"]:
+        """The clusters of images; refuses to work without banks."""
+        if not hasattr(self, "_labels"):
             raise RuntimeError(expected("banks", "none yet", "call begin_epoch(assignment, device) first"))
+        return self._labels[images]
 
 
 def proxy_loss(

@@ -13,14 +13,16 @@ class ClusterContrast:
         self.temperature, self.momentum = temperature, momentum
 
     def begin_epoch(self, assignment, device):
+        self.labels = torch.tensor(assignment.labels)
         self.bank = F.normalize(torch.tensor(assignment.proxies.cluster_sums), dim=1)
 
-    def __call__(self, features, labels):
+    def __call__(self, features, images):
+        labels = self.labels[images]
         loss = F.cross_entropy(features @ self.bank.T / self.temperature, labels)
         return Terms(loss=loss, inter=loss.detach(), intra=torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, features, labels):
-        for row, label in zip(features, labels, strict=True):
+    def update(self, features, images):
+        for row, label in zip(features, self.labels[images], strict=True):
             mixed = self.momentum * self.bank[label] + (1 - self.momentum) * row
             self.bank[label] = mixed / mixed.norm().clamp_min(1e-12)

@@ -40,11 +40,20 @@ def tensors(features, labels):
     return torch.tensor(features), torch.tensor(labels)
 
 
+def shown(features, labels):
+    """The features, and images of a `world` that have these labels."""
+    return torch.as_tensor(features), images_of(torch.as_tensor(labels))
+
+
+def images_of(labels, *, members=6):
+    return labels * members + torch.arange(len(labels)) % members
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_terms_equal_the_double_loop(seed):
     assignment, (features, labels) = world(seed), batch(seed)
     criterion = begun(assignment, inter_temperature=0.07, intra_temperature=0.2, intra_weight=0.3)
-    terms = criterion(*tensors(features, labels))
+    terms = criterion(*shown(features, labels))
     inter = naive.term(features, labels, assignment.proxies.inter, 0.07)
     intra = naive.term(features, labels, assignment.proxies.intra, 0.2)
     assert terms.inter.item() == pytest.approx(inter, rel=1e-5)
@@ -61,7 +70,7 @@ def test_update_equals_the_double_loop(seed, momentum):
     batch_of = (proxies.cluster_sums, features, labels, momentum)
     inter = naive.followed("selected", "foreign_sum", proxies.inter, *batch_of)
     intra = naive.followed("selected", "own_sum", proxies.intra, *batch_of)
-    criterion.update(*tensors(features, labels))
+    criterion.update(*shown(features, labels))
     np.testing.assert_allclose(criterion.inter.numpy(), inter, atol=1e-6)
     np.testing.assert_allclose(criterion.intra.numpy(), intra, atol=1e-6)
 
@@ -70,7 +79,7 @@ def test_update_equals_the_double_loop(seed, momentum):
 def test_both_banks_as_negatives_equal_the_double_loop(seed):
     assignment, (features, labels) = world(seed), batch(seed)
     criterion = begun(assignment, intra_temperature=0.2, inter_weight=0.5, negatives="both")
-    terms = criterion(*tensors(features, labels))
+    terms = criterion(*shown(features, labels))
     inter, intra = assignment.proxies.inter, assignment.proxies.intra
     one = naive.term_with_both(features, labels, inter, intra, 0.05)
     other = naive.term_with_both(features, labels, intra, inter, 0.2)
@@ -84,7 +93,7 @@ def test_a_term_without_weight_is_told_and_gives_no_gradient(inter):
     features, labels = tensors(*batch(2))
     criterion = begun(world(2), **{"inter_weight" if inter else "intra_weight": 0.0})
     features.requires_grad_()
-    terms = criterion(features, labels)
+    terms = criterion(features, images_of(labels))
     terms.loss.backward()
     alone = features.detach().clone().requires_grad_()
     bank = criterion.intra if inter else criterion.inter
@@ -99,7 +108,7 @@ def test_the_two_branches_choose_by_their_own_rule():
     proxies = Proxies(unit(sums), unit(sums), np.array([0, 1]), np.array([0, 1]), sums)
     criterion = begun(Assignment(0, np.array([0, 1]), proxies), momentum=0.0)
     rows = np.array([[0, 0, 1], [1, 0, 0]], np.float32)
-    criterion.update(*tensors(rows, np.array([0, 0])))
+    criterion.update(torch.tensor(rows), torch.tensor([0, 0]))
     np.testing.assert_array_equal(criterion.intra[0].numpy(), rows[0])
     np.testing.assert_array_equal(criterion.inter[0].numpy(), rows[1])
 
@@ -109,7 +118,7 @@ def test_absent_clusters_stay_and_all_rows_keep_length_one():
     features, labels = batch(3, clusters=2)
     criterion = begun(assignment)
     for _ in range(20):
-        criterion.update(*tensors(features, labels))
+        criterion.update(*shown(features, labels))
     np.testing.assert_array_equal(criterion.inter[2:].numpy(), assignment.proxies.inter[2:])
     np.testing.assert_array_equal(criterion.intra[2:].numpy(), assignment.proxies.intra[2:])
     assert (criterion.inter[:2] != torch.tensor(assignment.proxies.inter[:2])).any(1).all()
@@ -121,7 +130,7 @@ def test_the_assignment_is_copied_and_each_epoch_starts_from_its_own():
     assignment = world(0)
     before = assignment.proxies.inter.copy()
     criterion = begun(assignment)
-    criterion.update(*tensors(*batch(0)))
+    criterion.update(*shown(*batch(0)))
     np.testing.assert_array_equal(assignment.proxies.inter, before)
     other = world(1, clusters=3)
     criterion.begin_epoch(other, torch.device("cpu"))
@@ -134,7 +143,7 @@ def test_forward_and_backward_leave_the_banks_and_give_them_no_gradient():
     features, labels = tensors(*batch(0))
     features.requires_grad_()
     before = criterion.inter.clone(), criterion.intra.clone()
-    criterion(features, labels).loss.backward()
+    criterion(features, images_of(labels)).loss.backward()
     assert features.grad is not None
     assert features.grad.abs().sum() > 0
     for bank, old in zip((criterion.inter, criterion.intra), before, strict=True):
@@ -153,7 +162,7 @@ def test_a_bank_that_asks_for_a_gradient_gets_none():
 def test_update_carries_no_gradient():
     criterion = begun(world(0))
     features, labels = tensors(*batch(0))
-    criterion.update(features.requires_grad_(), labels)
+    criterion.update(features.requires_grad_(), images_of(labels))
     assert not criterion.inter.requires_grad
     assert not criterion.intra.requires_grad
 
@@ -166,13 +175,13 @@ def test_without_intra_and_with_centroids_it_is_cluster_contrast_bit_for_bit():
         ours, labels = tensors(*batch(10 + step))
         theirs = ours.clone().requires_grad_()
         ours.requires_grad_()
-        loss = criterion(ours, labels).loss
+        loss = criterion(ours, images_of(labels)).loss
         plain = F.cross_entropy(theirs @ bank.T / 0.05, labels)
         assert torch.equal(loss, plain)
         loss.backward()
         plain.backward()
         assert torch.equal(ours.grad, theirs.grad)
-        criterion.update(ours, labels)
+        criterion.update(ours, images_of(labels))
         for row, label in zip(theirs.detach(), labels.tolist(), strict=True):  # one instance after the other
             bank[label] = F.normalize(0.1 * bank[label] + 0.9 * row, dim=0)
         assert torch.equal(criterion.inter, bank)
@@ -182,19 +191,19 @@ def test_one_cluster_costs_nothing_and_still_moves():
     criterion = begun(world(0, clusters=1))
     features, _ = tensors(*batch(0))
     labels = torch.zeros(len(features), dtype=torch.int64)
-    assert criterion(features, labels).loss.item() == 0
+    assert criterion(features, images_of(labels)).loss.item() == 0
     before = criterion.intra.clone()
-    criterion.update(features, labels)
+    criterion.update(features, images_of(labels))
     assert not torch.equal(criterion.intra, before)
 
 
 def test_terms_are_float32_and_exact_under_autocast():
     criterion = begun(world(0))
     features, labels = tensors(*batch(0))
-    outside = criterion(features, labels).loss
+    outside = criterion(features, images_of(labels)).loss
     with torch.autocast("cpu", torch.bfloat16):
-        inside = criterion(features, labels).loss
-        low = criterion(features.bfloat16(), labels).loss
+        inside = criterion(features, images_of(labels)).loss
+        low = criterion(features.bfloat16(), images_of(labels)).loss
     assert inside.dtype == low.dtype == torch.float32
     assert torch.equal(inside, outside)
 
@@ -218,6 +227,6 @@ def test_options_out_of_bounds_are_refused(options):
 
 def test_without_an_epoch_there_is_no_loss():
     with pytest.raises(RuntimeError, match="begin_epoch"):
-        ProxyContrast()(*tensors(*batch(0)))
+        ProxyContrast()(*shown(*batch(0)))
     with pytest.raises(RuntimeError, match="begin_epoch"):
-        ProxyContrast().update(*tensors(*batch(0)))
+        ProxyContrast().update(*shown(*batch(0)))

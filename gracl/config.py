@@ -125,9 +125,9 @@ class TrainConfig(Section):
             "lower them",
         )
         _refuse_unless(
-            self.loss.inter_weight + self.loss.intra_weight > 0,
-            "loss.inter_weight or loss.intra_weight above 0",
-            "both 0",
+            any(getattr(self.loss, f"{term}_weight") for term in ("inter", "intra", "instance", "camera")),
+            "loss.inter_weight, intra_weight, instance_weight or camera_weight above 0",
+            "all 0",
             "give one of them a weight",
         )
         _refuse_unless(
@@ -136,6 +136,18 @@ class TrainConfig(Section):
             f"eps={relations.eps}, clustering={relations.clustering}",
             "leave relations.eps as it is",
         )
+        for name, weight, usual in (
+            ("instances", "instance_weight", 16),
+            ("consensus", "smoothing", 8),
+            ("camera_proxies", "camera_weight", "true"),
+        ):
+            given, asked = getattr(relations, name), getattr(self.loss, weight)
+            _refuse_unless(
+                bool(asked) == bool(given),
+                f"relations.{name} and loss.{weight} together, or neither",
+                f"relations.{name}={given}, loss.{weight}={asked:g}",
+                f"set relations.{name}={usual} beside loss.{weight}, or leave out both",
+            )
         self._rules_fit()
         gpus = self.scale.worker_gpus
         _refuse_unless(

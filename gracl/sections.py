@@ -78,6 +78,12 @@ class Sampling(Section):
 class Relations(Section):
     """How features become pseudo labels and proxies."""
 
+    centre: Literal["none", "camera", "local"] = Field(
+        "none",
+        description="what is taken from features before they are clustered: the mean of their camera's (reads the "
+        "train split's camera ids), or of their relations.local nearest",
+    )
+    local: Annotated[int, Field(ge=2)] = Field(150, description="centre=local: nearest images, itself counted")
     k1: Positive = Field(30, description="neighbours of the k-reciprocal sets, the image itself counted")
     k2: Positive = Field(6, description="neighbours averaged in the query expansion, the image itself counted")
     camera_aware: bool = Field(
@@ -110,6 +116,14 @@ class Relations(Section):
     trim: float = Field(
         0.0, ge=0, lt=0.5, description="share of clustered images, least like their own, that cannot become a proxy"
     )
+    instances: Count = Field(0, description="members of each cluster that loss.instance_weight contrasts; 0: none")
+    consensus: Count = Field(
+        0, description="clusters of each image's neighbours that loss.smoothing is told of; 0: none"
+    )
+    camera_proxies: bool = Field(
+        False,
+        description="proxies by cluster and camera for loss.camera_weight; reads the train split's camera ids",
+    )
     precision: Literal["float32", "float16"] = Field(
         "float32", description="features are rounded to this on their way: half the memory and traffic"
     )
@@ -124,6 +138,11 @@ class Relations(Section):
     overlap: bool = Field(
         False, description="relate while the epoch trains: labels are one epoch old (a change of method)"
     )
+
+    @property
+    def wants_cameras(self) -> bool:
+        """Whether the camera ids of the train split are read."""
+        return self.camera_aware or self.centre == "camera" or self.camera_proxies
 
     def options(self) -> dict[str, Any]:
         """The keywords of `relate`; when it is called, and so `overlap`, is the matter of `learning.fit.fit`."""
@@ -152,6 +171,17 @@ class Loss(Section):
     intra_temperature: float = Field(0.05, gt=0, description="temperature of the intra-ID term")
     inter_weight: float = Field(1.0, ge=0, description="weight of the inter-ID term in the sum; 0: told, not learnt")
     intra_weight: float = Field(1.0, ge=0, description="weight of the intra-ID term in the sum; 0: told, not learnt")
+    instance_weight: float = Field(
+        0.0, ge=0, description="weight of the term over relations.instances of each cluster; 0: there is none"
+    )
+    instance_temperature: float = Field(0.1, gt=0, description="temperature of the instance term")
+    camera_weight: float = Field(
+        0.0, ge=0, description="weight of the term over relations.camera_proxies; 0: there is none"
+    )
+    camera_temperature: float = Field(0.07, gt=0, description="temperature of the camera term")
+    smoothing: Share = Field(
+        0.0, description="share of the targets that goes to the clusters of an image's neighbours (relations.consensus)"
+    )
     momentum: Share = Field(0.1, description="weight of the old proxy when a new one is mixed in; 0: replaced")
     negatives: Literal["own", "both"] = Field(
         "own", description="what a term pushes away from: the other clusters' proxies in its own bank, or in both"

@@ -158,13 +158,52 @@ class Proxies:
 
 
 @dataclass(frozen=True)
+class Instances:
+    """Members that stand for their cluster one by one; a cluster that has fewer than `each` repeats its own."""
+
+    images: Int64[ndarray, "clusters each"]
+    features: Float32[ndarray, "clusters each dim"]
+
+
+@dataclass(frozen=True)
+class CameraProxies:
+    """A proxy for each cluster in each camera that sees it: the mean of its images there, of length 1.
+
+    `of_image` is the row of each image, -1 for noise; `clusters` and `cameras` say whose each row is.
+    """
+
+    rows: Float32[ndarray, "proxies dim"]
+    clusters: Int64[ndarray, "proxies"]
+    cameras: Int64[ndarray, "proxies"]
+    of_image: Int64[ndarray, "images"]
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """To which clusters the reciprocal neighbours of each image belong, and the weight they have there.
+
+    Largest share first; the shares of an image add up to 1. `EMPTY` (-1, with share 0) fills rows, whole rows where no
+    neighbour has a cluster.
+    """
+
+    clusters: Int32[ndarray, "images kept"]
+    shares: Float32[ndarray, "images kept"]
+
+
+@dataclass(frozen=True)
 class Assignment:
-    """What one epoch believes: a label for every image (-1 noise, else 0..C-1 by first member) and its proxies."""
+    """What one epoch believes: a label for every image (-1 noise, else 0..C-1 by first member) and its proxies.
+
+    `instances`, `consensus` and `camera_proxies` are there where they were asked for.
+    """
 
     epoch: int
     labels: Int64[ndarray, "images"]
     proxies: Proxies
     stats: dict[str, float] = field(default_factory=dict)
+    instances: Instances | None = None
+    consensus: Consensus | None = None
+    camera_proxies: CameraProxies | None = None
 
     @property
     def clusters(self) -> int:
@@ -213,6 +252,8 @@ class EpochReport:
     loss: float
     inter_loss: float
     intra_loss: float
+    instance_loss: float
+    camera_loss: float
     clusters: int
     noise_fraction: float
     images_per_second: float
@@ -229,6 +270,8 @@ class EpochReport:
             "train/loss": self.loss,
             "train/inter_loss": self.inter_loss,
             "train/intra_loss": self.intra_loss,
+            "train/instance_loss": self.instance_loss,
+            "train/camera_loss": self.camera_loss,
             "train/images_per_second": self.images_per_second,
             "cluster/number": float(self.clusters),
             "cluster/noise_fraction": self.noise_fraction,

@@ -237,20 +237,20 @@ def train_epoch(
     clip_norm: float,
     progress: Progress,
     stepped: Callable[[int], None] | None = None,
-) -> Float[Tensor, "3"]:
+) -> Float[Tensor, "5"]:
     """One pass over the plan: pick, pull to the proxies, step, move the proxies.
 
     `tickets` are those of the whole plan, so each rank knows the others' images without asking.
     `stepped` is told the number of each step once it has been taken.
 
     Returns:
-        The mean loss, inter-ID term and intra-ID term over steps and ranks.
+        The mean loss, inter-ID, intra-ID, instance and camera term over steps and ranks.
     """
     learner.train()
     device, parameters = tickets.device, [weight for weight in learner.parameters() if weight.requires_grad]
     steps, part = tickets.shape[0], tickets.shape[1] // ranks.size
     mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
-    sums, done = torch.zeros(3, device=device), 0
+    sums, done = torch.zeros(5, device=device), 0
     for batch in picks:
         pictures = to_device(batch, device)
         with casting:
@@ -273,7 +273,7 @@ def train_epoch(
         if stepped:
             stepped(done)
         criterion.update(ranks.gather(features.detach()), tickets[batch.ticket])
-        sums += torch.stack([terms.loss, terms.inter, terms.intra]).detach()
+        sums += torch.stack([terms.loss, terms.inter, terms.intra, terms.instance, terms.camera]).detach()
         done += 1
         progress("train", done, steps)
     if done != steps:
@@ -358,7 +358,7 @@ class Clock:
 
 def describe_epoch(
     epoch: int,
-    losses: Float[Tensor, "3"],
+    losses: Float[Tensor, "5"],
     assignment: Assignment,
     plan: Plan,
     clock: Clock,
@@ -370,12 +370,14 @@ def describe_epoch(
     All that it says of labels is said of those that were learnt. `cluster/label_age` is the epochs between their scan
     and this epoch: 0, or 1 where the relation went on meanwhile (their `cluster/*_s` then are the scan's, not ours).
     """
-    loss, inter, intra = losses.tolist()
+    loss, inter, intra, instance, camera = losses.tolist()
     return EpochReport(
         epoch=epoch,
         loss=loss,
         inter_loss=inter,
         intra_loss=intra,
+        instance_loss=instance,
+        camera_loss=camera,
         clusters=assignment.clusters,
         noise_fraction=float((assignment.labels < 0).mean()),
         images_per_second=plan.tickets.size / clock.seconds["train"],

@@ -1,11 +1,13 @@
 """Contrast with two proxies per cluster: equations 5 to 7 of method.md 4.2 over the two banks of `banks.py`.
 
 The defaults are GRACL as read from its abstract: D3 (mined once per epoch, updated in each batch), E1, F1, G1, H1 of
-method.md 4.5. With other settings the same two terms are the losses of its neighbours.
+method.md 4.5. With other settings the same two terms are the losses of its neighbours. Beside them there may be a
+third over single instances (`instances.py`) and a fourth over camera proxies (`camera_bank.py`), and what the two
+pull to may be softened (`targets.py`).
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +16,24 @@ from torch import Tensor
 
 from gracl.errors import ConfigError, expected
 from gracl.learning.banks import Bank, Clusters, InterChoice, IntraChoice, Start, Update
+from gracl.learning.camera_bank import CameraBank
+from gracl.learning.instances import InstanceBank
+from gracl.learning.targets import SoftLabels
 from gracl.types import Assignment
 
 Negatives = Literal["own", "both"]
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The loss of a batch and the two means it is made of; `loss` carries the gradient."""
+    """The loss of a batch and the means it is made of; `loss` alone carries the gradient."""
 
     loss: Float32[Tensor, ""]
     inter: Float32[Tensor, ""]
     intra: Float32[Tensor, ""]
+    instance: Float32[Tensor, ""]
+    camera: Float32[Tensor, ""]
 
 
 @runtime_checkable
@@ -54,8 +62,14 @@ class ProxyContrast:
     Args:
         inter_temperature: tau of the inter-ID term, above 0.
         intra_temperature: tau of the intra-ID term, above 0.
-        inter_weight, intra_weight: of `loss = inter_weight * inter + intra_weight * intra`, 0 or more, not both 0. A
-            term of weight 0 is still told, and is out of the gradient.
+        inter_weight, intra_weight: of `loss = inter_weight * inter + intra_weight * intra`, 0 or more. A term of weight
+            0 is still told, and is out of the gradient. Not all four weights may be 0.
+        instance_weight: of the third term, which asks for `Assignment.instances`; 0 leaves it out.
+        instance_temperature: its temperature, above 0.
+        camera_weight: of the fourth term, which asks for `Assignment.camera_proxies`; 0 leaves it out.
+        camera_temperature: its temperature, above 0.
+        smoothing: of the targets of the inter- and intra-ID terms, from 0 to 1, see `SoftLabels`; asks for
+            `Assignment.consensus` where it is not 0.
         momentum: m, the weight of the old entry at an update, from 0 (replace) to 1 (keep).
         negatives: "own" (H1): each term sees its own bank; "both" (H2): the foreign rows of both banks.
         inter_start, intra_start, inter_choice, intra_choice, inter_update, intra_update: see `banks.Bank`.
@@ -74,6 +88,11 @@ class ProxyContrast:
         intra_temperature: float = 0.05,
         inter_weight: float = 1.0,
         intra_weight: float = 1.0,
+        instance_weight: float = 0.0,
+        instance_temperature: float = 0.1,
+        camera_weight: float = 0.0,
+        camera_temperature: float = 0.07,
+        smoothing: float = 0.0,
         momentum: float = 0.1,
         negatives: Negatives = "own",
         inter_start: Start = "mined",
@@ -87,10 +106,21 @@ class ProxyContrast:
         _check_bounds("intra_temperature above 0", intra_temperature, intra_temperature > 0)
         _check_bounds("inter_weight of 0 or more", inter_weight, inter_weight >= 0)
         _check_bounds("intra_weight of 0 or more", intra_weight, intra_weight >= 0)
-        _check_bounds("inter_weight or intra_weight above 0", "both 0", inter_weight + intra_weight > 0)
+        weights = inter_weight + intra_weight + instance_weight + camera_weight
+        _check_bounds("inter_weight, intra_, instance_ or camera_weight above 0", "all 0", weights > 0)
+        _check_bounds("instance_weight of 0 or more", instance_weight, instance_weight >= 0)
+        _check_bounds("instance_temperature above 0", instance_temperature, instance_temperature > 0)
+        _check_bounds("camera_weight of 0 or more", camera_weight, camera_weight >= 0)
+        _check_bounds("camera_temperature above 0", camera_temperature, camera_temperature > 0)
+        _check_bounds("smoothing from 0 to 1", smoothing, 0 <= smoothing <= 1)
         _check_bounds("momentum from 0 to 1", momentum, 0 <= momentum <= 1)
         self.inter_temperature, self.intra_temperature = inter_temperature, intra_temperature
         self.inter_weight, self.intra_weight, self.negatives = inter_weight, intra_weight, negatives
+        self.instance_weight, self.instance_temperature = instance_weight, instance_temperature
+        self._instances = InstanceBank(momentum=momentum) if instance_weight else None
+        self.camera_weight, self.camera_temperature = camera_weight, camera_temperature
+        self._cameras = CameraBank(momentum=momentum) if camera_weight else None
+        self._soft = SoftLabels(smoothing=smoothing) if smoothing else None
         self._inter = Bank(start=inter_start, choice=inter_choice, update=inter_update, momentum=momentum)
         self._intra = Bank(start=intra_start, choice=intra_choice, update=intra_update, momentum=momentum)
 
@@ -105,8 +135,20 @@ class ProxyContrast:
         return self._intra.rows
 
     def begin_epoch(self, assignment: Assignment, device: torch.device | str) -> None:
-        """Takes the epoch's proxies and cluster sums, as copies on `device`."""
+        """Takes the epoch's proxies and cluster sums, as copies on `device`.
+
+        Raises:
+            ConfigError: an assignment without what a term asks for.
+        """
         proxies = assignment.proxies
+        if self._instances:
+            shown = _asked_for(assignment.instances, "instances", "instance_weight")
+            self._instances.begin(shown, len(assignment.labels), device)
+        if self._cameras:
+            self._cameras.begin(_asked_for(assignment.camera_proxies, "camera_proxies", "camera_weight"), device)
+        if self._soft:
+            told = _asked_for(assignment.consensus, "consensus", "smoothing")
+            self._soft.begin(told, assignment.clusters, device)
         self._labels = torch.tensor(assignment.labels, device=device)
         self._clusters = Clusters.of(proxies, device)
         self._inter.begin(torch.tensor(proxies.inter, device=device), self._clusters)
@@ -116,11 +158,19 @@ class ProxyContrast:
         """The loss of a batch of unit features of images that have a cluster; needs `begin_epoch` first."""
         labels = self._labels_of(images)
         more = (self.intra, self.inter) if self.negatives == "both" else (None, None)
-        inter = proxy_loss(features, labels, self.inter, self.inter_temperature, more[0])
-        intra = proxy_loss(features, labels, self.intra, self.intra_temperature, more[1])
-        weighted = ((self.inter_weight, inter), (self.intra_weight, intra))
-        loss = torch.stack([weight * term for weight, term in weighted if weight]).sum()
-        return Terms(loss=loss, inter=inter.detach(), intra=intra.detach())
+        soft = self._soft.of(images, labels) if self._soft else None
+        inter = proxy_loss(features, labels, self.inter, self.inter_temperature, more[0], soft)
+        intra = proxy_loss(features, labels, self.intra, self.intra_temperature, more[1], soft)
+        instance = inter.new_zeros(())
+        if self._instances:
+            instance = self._instances.loss(features, labels, self.instance_temperature)
+        camera = inter.new_zeros(())
+        if self._cameras:
+            camera = self._cameras.loss(features, images, self.camera_temperature)
+        terms = (inter, intra, instance, camera)
+        weights = (self.inter_weight, self.intra_weight, self.instance_weight, self.camera_weight)
+        loss = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True) if weight]).sum()
+        return Terms(loss, *(term.detach() for term in terms))
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> None:
@@ -137,6 +187,10 @@ class ProxyContrast:
         labels, features = self._labels_of(images), features.float()
         self._inter.follow(features, labels, self._clusters)
         self._intra.follow(features, labels, self._clusters)
+        if self._instances:
+            self._instances.follow(features, images)
+        if self._cameras:
+            self._cameras.follow(features, images)
 
     def _labels_of(self, images: Int64[Tensor, "batch"]) -> Int64[Tensor, "batch"]:
         """The clusters of images; refuses to work without banks."""
@@ -151,6 +205,7 @@ def proxy_loss(
     bank: Float32[Tensor, "clusters dim"],
     temperature: float,
     negatives: Float32[Tensor, "clusters dim"] | None = None,
+    soft: Float32[Tensor, "batch clusters"] | None = None,
 ) -> Float32[Tensor, ""]:
     """InfoNCE against a bank that is constant: mean over the batch of `-log softmax(z . P / tau)[label]`.
 
@@ -162,13 +217,24 @@ def proxy_loss(
         bank: unit rows; receives no gradient.
         temperature: tau, above 0.
         negatives: another bank whose foreign rows are negatives too (H2: 2C - 1 logits); no gradient either.
+        soft: targets in place of the labels, rows that add up to 1: the mean of `-sum(target * log softmax)`.
     """
     with torch.autocast(features.device.type, enabled=False):
         logits = features.float() @ bank.detach().T / temperature
+        scores = logits
         if negatives is not None:
             more = features.float() @ negatives.detach().T / temperature
-            logits = torch.cat([logits, more.scatter(1, labels[:, None], -torch.inf)], dim=1)
-        return F.cross_entropy(logits, labels)
+            scores = torch.cat([logits, more.scatter(1, labels[:, None], -torch.inf)], dim=1)
+        if soft is not None:
+            return (scores.logsumexp(1) - (soft * logits).sum(1)).mean()
+        return F.cross_entropy(scores, labels)
+
+
+def _asked_for(part: Part | None, name: str, setting: str) -> Part:
+    """A part of the assignment that a term cannot do without."""
+    if part is None:
+        raise ConfigError(expected(f"an assignment with {name}", "none", f"set relations.{name}, or loss.{setting}=0"))
+    return part
 
 
 def _check_bounds(what: str, came: object, holds: bool) -> None:

@@ -42,6 +42,22 @@ def check_settings(k1: int, k2: int, shards: int, search: str, camera_aware: boo
         )
 
 
+def check_extras(centre: str, local: int, instances: int, consensus: int) -> None:
+    """Refuses another centring than there is, and less than nothing of what the loss may be told.
+
+    Raises:
+        ConfigError: one of them is out of range.
+    """
+    if centre not in ("none", "camera", "local"):
+        raise ConfigError(expected("a centre of none, camera or local", repr(centre), "set relations.centre=none"))
+    if local < 2:
+        raise ConfigError(expected("relations.local of 2 or more", local, "one image is the mean of itself"))
+    if min(instances, consensus) < 0:
+        raise ConfigError(
+            expected("instances and consensus of 0 or more", f"{instances} and {consensus}", "0 leaves them out")
+        )
+
+
 def check_features(features: ndarray, k1: int, threads: int) -> None:
     """Refuses what could only give labels without meaning, or none at all.
 
@@ -111,17 +127,16 @@ def _check_lengths(features: ndarray, threads: int) -> None:
             )
 
 
-def check_cameras(cameras: Int64[ndarray, "images"] | None, images: int, camera_aware: bool) -> None:
-    """Refuses cameras of other images, and lists by camera without any.
+def check_cameras(cameras: Int64[ndarray, "images"] | None, images: int, asked: bool) -> None:
+    """Refuses cameras of other images, and none where a setting asks for them.
 
     Raises:
-        ConfigError: camera_aware without cameras.
+        ConfigError: no cameras.
         GraclError: another number of them.
     """
-    if camera_aware and cameras is None:
-        raise ConfigError(
-            expected("the camera of every image", "none", "give cameras, or set relations.camera_aware=false")
-        )
+    if asked and cameras is None:
+        what = "relations.centre=none, camera_aware=false and camera_proxies=false"
+        raise ConfigError(expected("the camera of every image", "none", f"give cameras, or set {what}"))
     if cameras is not None and len(cameras) != images:
         raise GraclError(expected(f"{images} cameras", len(cameras), "take those of the same split"))
 

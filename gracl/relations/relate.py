@@ -13,12 +13,24 @@ from jaxtyping import Int64
 from numpy import ndarray
 from scipy.sparse import csr_array
 
+from gracl.kernels import thread_count
 from gracl.measuring import phase
+from gracl.relations.camera_proxies import mine_camera_proxies
 from gracl.relations.cameras import camera_neighbors, camera_weights, check_list_lengths
-from gracl.relations.checks import check_cameras, check_clusters, check_features, check_memory, check_settings
+from gracl.relations.centring import centre_by_camera, centre_by_neighbours
+from gracl.relations.checks import (
+    check_cameras,
+    check_clusters,
+    check_extras,
+    check_features,
+    check_memory,
+    check_settings,
+)
 from gracl.relations.choices import Foreign, InterRule, IntraRule, Space, check_rules
 from gracl.relations.clustering import Clustering, cluster
+from gracl.relations.consensus import neighbour_consensus
 from gracl.relations.diagnostics import describe, silhouette
+from gracl.relations.instances import pick_instances
 from gracl.relations.jaccard import reciprocal_weights, shared_distance
 from gracl.relations.lists import Lists, invert
 from gracl.relations.proxies import mine_proxies
@@ -27,6 +39,7 @@ from gracl.similarity import Backend, Device, Index, Options, Search, Searcher, 
 from gracl.types import Assignment, Feature, Neighbors
 
 Progress = Callable[[str, int, int], None]
+Centre = Literal["none", "camera", "local"]
 _NO_GRAPH = csr_array(np.zeros((0, 0), np.float32))
 # The whole graph is asked for only where the clustering looks beyond eps.
 _WHOLE: tuple[Clustering, ...] = ("hdbscan",)
@@ -74,6 +87,8 @@ def relate(
     *,
     epoch: int = 0,
     cameras: Int64[ndarray, "images"] | None = None,
+    centre: Centre = "none",
+    local: int = 150,
     k1: int = 30,
     k2: int = 6,
     camera_aware: bool = False,
@@ -92,6 +107,9 @@ def relate(
     centroids: int = 10,
     rule_temperature: float = 0.05,
     trim: float = 0.0,
+    instances: int = 0,
+    consensus: int = 0,
+    camera_proxies: bool = False,
     precision: Literal["float32", "float16"] = "float32",
     search: Search = "exact",
     index: Index = "ivf",
@@ -111,12 +129,17 @@ def relate(
     Args:
         features: unit rows in order of index, float32 or float16, in memory or memory-mapped.
         epoch: written into the assignment.
-        cameras: who took each image; for `camera_aware`, and for the figures of cameras where they are known.
+        cameras: who took each image; for `camera_aware` and `centre`, and for the figures where they are known.
+        centre: "camera" clusters features less their camera's mean, "local" less the mean of their `local` nearest,
+            see `centring.py`; proxies and instances are mined from the features as they came.
         k1, k2: see `reciprocal_weights`.
         camera_aware, k1_intra, k1_inter, k2_intra, k2_inter: lists by camera instead of k1 and k2, see
             `cameras.camera_weights`.
         clustering, eps, min_samples, min_cluster_size: see `clustering.cluster`; for "auto" `radius.choose_eps`.
         inter_rule, intra_rule, foreign, space, centroids, rule_temperature, trim: see `mine_proxies`.
+        instances: members of each cluster that the assignment shows, see `pick_instances`; 0 for none.
+        consensus: clusters of each image's neighbours that it tells, see `neighbour_consensus`; 0 for none.
+        camera_proxies: the assignment shows a proxy for each cluster in each camera, see `mine_camera_proxies`.
         precision: float16 rounds the features first: half the memory, and half the bytes on a network.
         search, index, effort, backend, block_rows, device: see `similarity.nearest`.
         shards: shares of the rows whose neighbours are looked for by themselves; the result does not depend on it.
@@ -147,18 +170,26 @@ def relate(
     check_rules(**mined)
     resolve(Options(**searched))
     cluster(_NO_GRAPH, **clustered)  # its options and packages are looked at all the same
-    check_cameras(cameras, len(features), camera_aware)
+    check_extras(centre, local, instances, consensus)
+    check_cameras(cameras, len(features), camera_aware or centre == "camera" or camera_proxies)
     check_features(features, k1_intra + k1_inter if camera_aware else k1, threads)
     check_memory(features, k1_intra + k1_inter if camera_aware else k1, clustering in _WHOLE, camera_aware, searched)
     features = features.astype(np.float16, copy=False) if precision == "float16" else features
     rows, stats = len(features), dict[str, float]()
     tell = progress or (lambda phase, done, rows: None)
-    table = None
+    compared, table = features, None
+    if centre == "camera" and cameras is not None:
+        compared = centre_by_camera(features, cameras, block_rows=block_rows, threads=thread_count(threads))
+    elif centre == "local":
+        with phase("centre", stats):
+            told_of = _telling(tell, "centre")
+            nearby = find(features, min(local, len(features)), parts=shards, progress=told_of, **searched)
+            compared = centre_by_neighbours(features, nearby, block_rows=block_rows)
     if camera_aware and cameras is not None:
         ks = {"k1_intra": k1_intra, "k1_inter": k1_inter, "k2_intra": k2_intra, "k2_inter": k2_inter}
-        weights = _by_camera(features, cameras, ks, stats, tell, searched)
+        weights = _by_camera(compared, cameras, ks, stats, tell, searched)
     else:
-        table, weights = _by_all(features, k1, k2, find, shards, stats, tell, searched)
+        table, weights = _by_all(compared, k1, k2, find, shards, stats, tell, searched)
     with phase("jaccard", stats):
         inverted = invert(weights)
         # DBSCAN asks for nothing beyond eps, and what lies between eps and 1 is by far the most.
@@ -177,12 +208,17 @@ def relate(
         proxies = mine_proxies(
             features,
             labels,
-            neighbors=table if search == "exact" else None,
+            neighbors=table if search == "exact" and centre == "none" else None,
             graph=(weights, inverted),
             threads=threads,
             device=device,
             **mined,
         )
+        shown = pick_instances(features, labels, instances, epoch=epoch) if instances else None
+        seen = None
+        if camera_proxies and cameras is not None:
+            seen = mine_camera_proxies(features, labels, cameras, block_rows=block_rows, threads=thread_count(threads))
+        told = neighbour_consensus(weights, labels, consensus, threads=threads) if consensus else None
     tell("proxies", rows, rows)
     with phase("figures", stats):
         stats["silhouette"] = silhouette(weights, inverted, labels, threads=threads)
@@ -190,7 +226,7 @@ def relate(
     tell("figures", rows, rows)
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what the search held; ranks may share the GPU
-    return Assignment(epoch=epoch, labels=labels, proxies=proxies, stats=stats)
+    return Assignment(epoch, labels, proxies, stats, instances=shown, consensus=told, camera_proxies=seen)
 
 
 def _by_all(

@@ -94,13 +94,18 @@ def prepare(config: TrainConfig) -> Run:
 def _check_relations(config: TrainConfig, train: Manifest) -> None:
     """Refuses what the first epoch would find out after its scan."""
     relations = config.relations
-    for switch, on in (("camera_balanced", config.camera_balanced), ("relations.camera_aware", relations.camera_aware)):
+    for switch, on, off in (
+        ("camera_balanced=true", config.camera_balanced, "camera_balanced=false"),
+        ("relations.camera_aware=true", relations.camera_aware, "relations.camera_aware=false"),
+        ("relations.camera_proxies=true", relations.camera_proxies, "relations.camera_proxies=false"),
+        ("relations.centre=camera", relations.centre == "camera", "relations.centre=none"),
+    ):
         if on and train.num_cameras < 2:
             raise ConfigError(
                 expected(
-                    f"a train split of two cameras or more for {switch}=true",
+                    f"a train split of two cameras or more for {switch}",
                     f"{train.num_cameras} known cameras",
-                    f"set {switch}=false",
+                    f"set {off}",
                 )
             )
     if not relations.camera_aware and relations.k1 > train.num_images:

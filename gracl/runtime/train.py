@@ -82,7 +82,7 @@ def learn(run: Run, uri: str) -> None:
     # A remote train split is not copied to the driver's node for nothing: only its cameras may be wanted here.
     # Beside who asks for them, the figures of clusters do, where the split lies here and has any.
     known = storage.is_local(run.root) and run.manifests[data.train].num_cameras > 0
-    wants_cameras = config.camera_balanced or config.relations.camera_aware or known
+    wants_cameras = config.camera_balanced or config.relations.wants_cameras or known
     needed = [split for split in (data.query, data.gallery, data.train if wants_cameras else "") if split]
     stores = {split: ShardStore.open(run.root, split, cache=data.cache) for split in needed}
     judged_by = [ray.put((stores[data.query].identities(), stores[data.gallery].identities()))] if data.query else []

@@ -98,7 +98,13 @@ def describe_run(trial: Trial, history: Sequence[Mapping[str, float]], metric: s
 
 def cameras_used(config: TrainConfig) -> str:
     """What of a training reads the train split's cameras, in words."""
-    parts = {"sampler": config.camera_balanced, "distances": config.relations.camera_aware}
+    relations = config.relations
+    parts = {
+        "sampler": config.camera_balanced,
+        "features": relations.centre == "camera",
+        "distances": relations.camera_aware,
+        "loss": relations.camera_proxies,
+    }
     return ", ".join(name for name, used in parts.items() if used)
 
 

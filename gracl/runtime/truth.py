@@ -37,7 +37,7 @@ def final_labels(run: Run, checkpoint: str) -> Int64[ndarray, "images"]:
     parts = (plain for (plain,) in describe_split(model, config.data, config.data.train))
     features = FeatureTable.gather(parts, images)
     store = ShardStore.open(run.root, config.data.train, cache=config.data.cache)
-    cameras = [ray.put(store.camera_ids())] if config.relations.camera_aware else []
+    cameras = [ray.put(store.camera_ids())] if config.relations.wants_cameras else []
     actor = start_relations(run, None, cameras)
     relator = RayRelator(actor, attempt="after", rank=0, ranks=1, precision=config.relations.precision)
     return relator.relate(config.epochs, FeatureTable(np.arange(images), features)).labels

@@ -19,7 +19,7 @@ class ClusterContrast:
     def __call__(self, features, images):
         labels = self.labels[images]
         loss = F.cross_entropy(features @ self.bank.T / self.temperature, labels)
-        return Terms(loss=loss, inter=loss.detach(), intra=torch.zeros(()))
+        return Terms(loss, loss.detach(), *torch.zeros(3))
 
     @torch.no_grad()
     def update(self, features, images):

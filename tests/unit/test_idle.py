@@ -59,3 +59,21 @@ def test_settings_of_the_loss_that_nothing_uses_are_named():
     assert told(loss={"inter_weight": 0.0}, relations={"foreign": "noise_too"}) == [
         "relations.foreign is not used with loss.inter_weight=0"
     ]
+
+
+def test_settings_of_the_instance_term_that_nothing_uses_are_named():
+    assert told(loss={"instance_temperature": 0.2}) == [
+        "loss.instance_temperature is not used with loss.instance_weight=0"
+    ]
+    assert told(loss={"camera_temperature": 0.2}, relations={"local": 50}) == [
+        "relations.local is not used with relations.centre=none",
+        "loss.camera_temperature is not used with loss.camera_weight=0",
+    ]
+    shown = {"instances": 4, "consensus": 4}
+    frozen = {"inter_update": "frozen", "intra_update": "frozen", "momentum": 0.5}
+    soft = {"instance_weight": 1.0, "smoothing": 0.1, "instance_temperature": 0.2}
+    assert told(loss=soft | frozen, relations=shown) == []
+    assert told(loss=soft | {"inter_weight": 0.0, "intra_weight": 0.0}, relations=shown) == [
+        "relations.consensus is not used with neither of the two terms",
+        "loss.smoothing is not used with neither of the two terms",
+    ]

@@ -43,7 +43,9 @@ def test_gather_demands_every_image_once(parts, message):
 
 def test_a_report_names_its_figures_as_mlflow_sees_them():
     judged = RetrievalReport(0.5, 0.25, {1: 0.75}, 4, 0, *np.zeros((2, 4), np.float32), np.ones(4, bool))
-    report = EpochReport(0, 1.0, 0.5, 0.5, 7, 0.1, 100.0, {"scan": 2.0}, {"knn_s": 1.0}, {"plan": 9}, judged, judged)
+    report = EpochReport(
+        0, 1.0, 0.5, 0.5, 0.0, 0.0, 7, 0.1, 100.0, {"scan": 2.0}, {"knn_s": 1.0}, {"plan": 9}, judged, judged
+    )
     figures = report.metrics()
     assert figures["epoch"] == 1
     assert figures["val/mAP"] == figures["untrained/mAP"] == 0.5

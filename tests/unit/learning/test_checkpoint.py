@@ -8,7 +8,7 @@ from gracl.errors import CheckpointError
 from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe, load_encoder, load_state, save_state
 from gracl.learning.encoder import build_encoder
 from gracl.learning.optim import build_optimizer
-from gracl.types import Assignment, Proxies
+from gracl.types import Assignment, CameraProxies, Consensus, Instances, Proxies
 
 
 def trained(*, seed=0, rate=1e-3, steps=2):
@@ -58,9 +58,21 @@ def pending(images=6, clusters=2, dim=3):
     places = [np.arange(clusters), np.arange(clusters) + clusters]
     proxies = Proxies(tables[0], tables[1], places[0], places[1], tables[2])
     labels = np.arange(images) % (clusters + 1) - 1
-    for array in (labels, *tables, *places):
+    shown = Instances(np.array([[1, 4, 1], [2, 5, 2]]), dice.random((clusters, 3, dim), np.float32))
+    told = Consensus(np.array([[-1, -1], [0, 1]] * 3, np.int32), dice.random((images, 2), np.float32))
+    seen = CameraProxies(tables[0], np.arange(2), np.array([4, 1]), labels.copy())
+    for array in (
+        labels,
+        *tables,
+        *places,
+        *vars(seen).values(),
+        shown.images,
+        shown.features,
+        told.clusters,
+        told.shares,
+    ):
         array.flags.writeable = False
-    return Assignment(2, labels, proxies, {"knn_s": 0.5})
+    return Assignment(2, labels, proxies, {"knn_s": 0.5}, instances=shown, consensus=told, camera_proxies=seen)
 
 
 def same(a, b):
@@ -118,6 +130,16 @@ def drop(packed, name):
         lambda packed: packed["proxies"].update(cluster_sums=torch.zeros(2, 4)),
         lambda packed: packed["proxies"].update(intra_image=torch.tensor([0, 6])),
         lambda packed: packed["proxies"].update(inter_image=torch.tensor([-1, 0])),
+        lambda packed: packed.pop("proxies"),
+        lambda packed: packed["instances"].update(images=torch.tensor([[1, 4, 1], [2, 5, 3]])),
+        lambda packed: packed["instances"].update(features=torch.zeros(2, 3, 4)),
+        lambda packed: packed["instances"].pop("images"),
+        lambda packed: packed["consensus"].update(clusters=torch.full((6, 2), 2, dtype=torch.int32)),
+        lambda packed: packed["camera_proxies"].update(rows=torch.zeros(2, 4)),
+        lambda packed: packed["camera_proxies"].update(of_image=torch.zeros(6, dtype=torch.int64)),
+        lambda packed: packed["camera_proxies"].update(clusters=torch.tensor([1, 0])),
+        lambda packed: packed["camera_proxies"].update(cameras=torch.zeros(3, dtype=torch.int64)),
+        lambda packed: packed["consensus"].update(shares=torch.zeros(5, 2)),
     ],
 )
 def test_labels_and_proxies_that_do_not_belong_together_are_refused(pair, tmp_path, tear):
@@ -127,6 +149,12 @@ def test_labels_and_proxies_that_do_not_belong_together_are_refused(pair, tmp_pa
     torch.save(payload, path)
     with pytest.raises(CheckpointError, match="whole assignment"):
         load_state(tmp_path)
+
+
+def test_an_assignment_may_hold_proxies_alone(pair, tmp_path):
+    bare = dataclasses.replace(pending(), instances=None, consensus=None, camera_proxies=None)
+    save_state(state_of(pair, assignment=bare), tmp_path)
+    assert same(load_state(tmp_path).assignment, bare)
 
 
 @pytest.mark.parametrize(("schema", "without"), [(1, ["assignment", "teacher"]), (2, ["teacher"])])

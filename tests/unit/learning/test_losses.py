@@ -1,11 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from gracl.errors import ConfigError
+from gracl.learning import camera_bank
 from gracl.learning.losses import ProxyContrast, proxy_loss
-from gracl.types import Assignment, Proxies
+from gracl.relations.camera_proxies import mine_camera_proxies
+from gracl.types import Assignment, Consensus, Instances, Proxies
+from tests.naive import extras as naive_extras
 from tests.naive import losses as naive
 
 
@@ -23,6 +28,21 @@ def world(seed, *, clusters=5, members=6, dim=8):
     intra = inter + 1
     proxies = Proxies(features[inter], features[intra], inter, intra, sums)
     return Assignment(0, labels, proxies)
+
+
+def extended(seed, *, each=4, members=6):
+    """The same with instances and with a consensus in which some say nothing."""
+    assignment, dice = world(seed, members=members), np.random.default_rng([seed, 2])
+    images = np.stack([dice.choice(np.flatnonzero(assignment.labels == c), each) for c in range(assignment.clusters)])
+    features = unit(dice.normal(size=(len(assignment.labels), 8)))
+    clusters = np.stack([dice.permutation(assignment.clusters)[:3] for _ in assignment.labels]).astype(np.int32)
+    shares = dice.random(clusters.shape).astype(np.float32)
+    clusters[::4, 2], shares[::4, 2] = -1, 0
+    shares /= shares.sum(1, keepdims=True)
+    clusters[5], shares[5] = -1, 0
+    return replace(
+        assignment, instances=Instances(images, features[images]), consensus=Consensus(clusters, shares)
+    ), features
 
 
 def batch(seed, *, clusters=5, rows=12, dim=8):
@@ -218,11 +238,118 @@ def test_terms_are_float32_and_exact_under_autocast():
         {"inter_weight": 0.0, "intra_weight": 0.0},
         {"momentum": 1.1},
         {"momentum": -0.1},
+        {"instance_weight": -1.0},
+        {"instance_temperature": 0.0},
+        {"smoothing": 1.1},
+        {"camera_weight": -1.0},
+        {"camera_temperature": 0.0},
     ],
 )
 def test_options_out_of_bounds_are_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         ProxyContrast(**options)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_instance_term_is_the_double_loop_and_its_rows_follow(seed):
+    (assignment, rows), (features, labels) = extended(seed), batch(seed)
+    criterion = begun(assignment, instance_weight=0.7, instance_temperature=0.3, momentum=0.2)
+    images = images_of(torch.tensor(labels))
+    for _ in range(3):
+        terms = criterion(torch.tensor(features), images)
+        wanted = naive_extras.instance_term(features, labels, assignment.instances.images, rows, 0.3)
+        assert terms.instance.item() == pytest.approx(wanted, rel=1e-4)
+        assert terms.loss.item() == pytest.approx((terms.inter + terms.intra + 0.7 * terms.instance).item(), rel=1e-6)
+        criterion.update(torch.tensor(features), images)
+        for z, image in zip(features, images.tolist(), strict=True):
+            rows[image] = naive.towards(rows[image], z, 0.2)
+
+
+@pytest.mark.parametrize("negatives", ["own", "both"])
+@pytest.mark.parametrize("seed", range(3))
+def test_soft_targets_are_the_double_loop(seed, negatives):
+    (assignment, _), (features, labels) = extended(seed), batch(seed)
+    images = images_of(torch.tensor(labels))
+    images[0], labels[0] = 5, 0  # an image whose neighbours say nothing
+    criterion = begun(assignment, smoothing=0.4, negatives=negatives, intra_temperature=0.2)
+    terms = criterion(torch.tensor(features), images)
+    told = assignment.consensus
+    targets = [naive_extras.target(image, label, told, 0.4, 5) for image, label in zip(images, labels, strict=True)]
+    np.testing.assert_allclose(np.sum(targets, 1), 1, rtol=1e-6)
+    assert targets[0] == [1, 0, 0, 0, 0]
+    banks = assignment.proxies.inter, assignment.proxies.intra
+    more = banks[::-1] if negatives == "both" else (None, None)
+    inter = naive_extras.soft_term(features, targets, banks[0], 0.05, more[0], labels)
+    intra = naive_extras.soft_term(features, targets, banks[1], 0.2, more[1], labels)
+    assert terms.inter.item() == pytest.approx(inter, rel=1e-5)
+    assert terms.intra.item() == pytest.approx(intra, rel=1e-5)
+
+
+def test_targets_as_hard_as_the_labels_give_the_plain_loss():
+    (assignment, _), (features, labels) = extended(0), batch(0)
+    sure = Consensus(assignment.labels[:, None].astype(np.int32), np.ones((len(assignment.labels), 1), np.float32))
+    images = images_of(torch.tensor(labels))
+    for negatives in ("own", "both"):
+        soft = begun(replace(assignment, consensus=sure), smoothing=0.5, negatives=negatives)
+        plain = begun(assignment, negatives=negatives)
+        features = torch.tensor(features).requires_grad_()
+        one, other = (criterion(features, images).loss for criterion in (soft, plain))
+        assert one.item() == pytest.approx(other.item(), rel=1e-5)
+        torch.testing.assert_close(*(torch.autograd.grad(loss, features)[0] for loss in (one, other)))
+        features = features.detach().numpy()
+
+
+def test_the_instance_term_pulls_to_the_hardest_and_gives_its_rows_no_gradient():
+    assignment, rows = extended(1)
+    criterion = begun(assignment, instance_weight=1.0, inter_weight=0.0, intra_weight=0.0)
+    z = torch.tensor(rows[assignment.instances.images[0, :1]]).requires_grad_()
+    criterion(z, torch.tensor([0])).loss.backward()
+    own = rows[assignment.instances.images[0]]
+    hardest = own[np.argmin(own @ z.detach().numpy()[0])]
+    assert float(z.grad[0] @ torch.tensor(hardest)) < 0
+    assert not criterion._instances.rows.requires_grad
+
+
+def in_cameras(seed, *, cameras=3):
+    """A world with camera proxies: cluster 0 is seen by one camera alone."""
+    assignment, dice = world(seed), np.random.default_rng([seed, 3])
+    where = np.where(assignment.labels == 0, 1, dice.integers(0, cameras, len(assignment.labels)))
+    features = unit(dice.normal(size=(len(assignment.labels), 8)))
+    return replace(assignment, camera_proxies=mine_camera_proxies(features, assignment.labels, where, threads=1)), where
+
+
+@pytest.mark.parametrize("negatives", [50, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_camera_term_is_the_double_loop_and_its_rows_follow(seed, negatives, monkeypatch):
+    monkeypatch.setattr(camera_bank, "NEGATIVES", negatives)
+    (assignment, where), (features, labels) = in_cameras(seed), batch(seed)
+    criterion = begun(assignment, camera_weight=0.6, camera_temperature=0.3, momentum=0.2)
+    images, seen = images_of(torch.tensor(labels)), assignment.camera_proxies
+    keys = [(int(label), int(where[image])) for label, image in zip(labels, images, strict=True)]
+    rows = dict(zip(zip(seen.clusters.tolist(), seen.cameras.tolist(), strict=True), seen.rows, strict=True))
+    for _ in range(3):
+        z = torch.tensor(features).requires_grad_()
+        terms = criterion(z, images)
+        wanted = naive_extras.camera_term(features, keys, rows, 0.3, negatives)
+        assert terms.camera.item() == pytest.approx(wanted, rel=1e-4)
+        assert terms.loss.item() == pytest.approx((terms.inter + terms.intra + 0.6 * terms.camera).item(), rel=1e-6)
+        assert torch.isfinite(torch.autograd.grad(terms.loss, z)[0]).all()
+        criterion.update(torch.tensor(features), images)
+        for row, key in zip(features, keys, strict=True):
+            rows[key] = naive.towards(rows[key], row, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "missing"),
+    [
+        ("instance_weight", "instances"),
+        ("smoothing", "consensus"),
+        ("camera_weight", "camera_proxies"),
+    ],
+)
+def test_an_assignment_that_lacks_what_a_term_needs_is_refused(weight, missing):
+    with pytest.raises(ConfigError, match=f"an assignment with {missing}.*set relations.{missing}, or"):
+        begun(world(0), **{weight: 0.5})
 
 
 def test_without_an_epoch_there_is_no_loss():

@@ -107,9 +107,11 @@ class TrainConfig(Section):
         )
         relations = self.relations
         _refuse_unless(
-            relations.shards == 1 or (relations.search == "exact" and not relations.camera_aware),
-            "relations.shards of 1 with an approximate search or camera_aware: index and lists are made in one place",
-            f"shards={relations.shards}, search={relations.search}, camera_aware={relations.camera_aware}",
+            relations.shards == 1
+            or (relations.search == "exact" and not relations.camera_aware and relations.centre == "none"),
+            "relations.shards of 1 with an approximate search, camera_aware or a centre: they are made in one place",
+            f"shards={relations.shards}, search={relations.search}, camera_aware={relations.camera_aware}, "
+            f"centre={relations.centre}",
             "set relations.shards=1",
         )
         _refuse_unless(

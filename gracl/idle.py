@@ -27,7 +27,7 @@ def idle(config: TrainConfig) -> list[str]:
     for bank in ("inter", "intra"):
         start, update, weight = (getattr(loss, f"{bank}_{name}") for name in ("start", "update", "weight"))
         # A bank whose own term has no weight still lends its rows to the other one's negatives.
-        seen[bank] = bool(weight) or loss.negatives == "both"
+        seen[bank] = bool(weight) or (loss.negatives == "both" and loss.inter_weight + loss.intra_weight > 0)
         mined[bank], moved[bank] = seen[bank] and start == "mined", seen[bank] and update != "frozen"
         unweighted, rules = f"loss.{bank}_weight=0", f"relations.{bank}_rule"
         if bank == "inter":
@@ -46,7 +46,7 @@ def idle(config: TrainConfig) -> list[str]:
         (
             not (loss.inter_weight or loss.intra_weight),
             "neither of the two terms",
-            "loss.smoothing relations.consensus",
+            "loss.negatives loss.smoothing relations.consensus",
         ),
     ]
     pairs.append((not any(mined.values()), "no bank that starts at what was mined", "relations.trim relations.space"))

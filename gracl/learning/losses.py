@@ -106,12 +106,12 @@ class ProxyContrast:
         _check_bounds("intra_temperature above 0", intra_temperature, intra_temperature > 0)
         _check_bounds("inter_weight of 0 or more", inter_weight, inter_weight >= 0)
         _check_bounds("intra_weight of 0 or more", intra_weight, intra_weight >= 0)
-        weights = inter_weight + intra_weight + instance_weight + camera_weight
-        _check_bounds("inter_weight, intra_, instance_ or camera_weight above 0", "all 0", weights > 0)
         _check_bounds("instance_weight of 0 or more", instance_weight, instance_weight >= 0)
         _check_bounds("instance_temperature above 0", instance_temperature, instance_temperature > 0)
         _check_bounds("camera_weight of 0 or more", camera_weight, camera_weight >= 0)
         _check_bounds("camera_temperature above 0", camera_temperature, camera_temperature > 0)
+        weights = inter_weight + intra_weight + instance_weight + camera_weight
+        _check_bounds("inter_weight, intra_, instance_ or camera_weight above 0", "all 0", weights > 0)
         _check_bounds("smoothing from 0 to 1", smoothing, 0 <= smoothing <= 1)
         _check_bounds("momentum from 0 to 1", momentum, 0 <= momentum <= 1)
         self.inter_temperature, self.intra_temperature = inter_temperature, intra_temperature

@@ -21,8 +21,8 @@ from gracl.types import Feature, Neighbors
 # A camera's own mean counts as much as that of all images once it has this many images: with one image alone, nothing
 # of that image would be left.
 _FIRM = 16
-# What float32 leaves of a unit row less itself.
-_NOTHING = 1e-6
+# More than float32 leaves of a unit row less the mean of some hundred copies of itself.
+_NOTHING = 1e-4
 
 
 def centre_by_camera(

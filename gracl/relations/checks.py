@@ -20,7 +20,7 @@ _BYTES_A_NEIGHBOUR = 100
 _BYTES_OF_A_WHOLE_GRAPH = 12_000
 
 
-def check_settings(k1: int, k2: int, shards: int, search: str, camera_aware: bool) -> None:
+def check_settings(k1: int, k2: int, shards: int, search: str, camera_aware: bool, centre: str) -> None:
     """Refuses settings of no step in particular; `relate` asks each step about its own.
 
     Raises:
@@ -32,17 +32,17 @@ def check_settings(k1: int, k2: int, shards: int, search: str, camera_aware: boo
         raise ConfigError(
             expected("search=exact with camera_aware", search, "use search=exact: nobody would hear of the recall")
         )
-    if shards < 1 or (shards > 1 and (camera_aware or search != "exact")):
+    if shards < 1 or (shards > 1 and (camera_aware or search != "exact" or centre != "none")):
         raise ConfigError(
             expected(
-                "shards >= 1, and 1 with camera_aware or an approximate search",
-                f"shards={shards}, camera_aware={camera_aware}, search={search}",
-                "use shards=1: lists by camera, and an index, are made in one place",
+                "shards >= 1, and 1 with camera_aware, an approximate search or a centre",
+                f"shards={shards}, camera_aware={camera_aware}, search={search}, centre={centre}",
+                "use shards=1: lists by camera, an index and centred features are made in one place",
             )
         )
 
 
-def check_extras(centre: str, local: int, instances: int, consensus: int) -> None:
+def check_extras(centre: str, local: int, instances: int, consensus: int, images: int) -> None:
     """Refuses another centring than there is, and less than nothing of what the loss may be told.
 
     Raises:
@@ -52,6 +52,9 @@ def check_extras(centre: str, local: int, instances: int, consensus: int) -> Non
         raise ConfigError(expected("a centre of none, camera or local", repr(centre), "set relations.centre=none"))
     if local < 2:
         raise ConfigError(expected("relations.local of 2 or more", local, "one image is the mean of itself"))
+    if centre == "local" and local > images:
+        what = f"relations.local of at most the {images} images there are"
+        raise ConfigError(expected(what, local, "lower relations.local to about a tenth of them"))
     if min(instances, consensus) < 0:
         raise ConfigError(
             expected("instances and consensus of 0 or more", f"{instances} and {consensus}", "0 leaves them out")
@@ -85,7 +88,14 @@ def check_features(features: ndarray, k1: int, threads: int) -> None:
 
 
 def check_memory(
-    features: Feature[ndarray, "images dim"], k1: int, whole: bool, camera_aware: bool, searched: Mapping[str, Any]
+    features: Feature[ndarray, "images dim"],
+    k1: int,
+    whole: bool,
+    camera_aware: bool,
+    searched: Mapping[str, Any],
+    *,
+    centre: str = "none",
+    local: int = 0,
 ) -> None:
     """Refuses work that the free memory is surely too small for.
 
@@ -93,12 +103,15 @@ def check_memory(
         k1: neighbours of each image, of both lists by camera.
         whole: the clustering asks for all distances below 1.
         searched: the options of the search.
+        centre, local: of centred features there is a second table, of the nearest `local` a list.
 
     Raises:
         GraclError: less is free. Not counted are the sums of clusters, of which nobody knows how many there will be.
     """
     graph, singles = _BYTES_OF_A_WHOLE_GRAPH if whole else 0, 4 * features.size
     needed = len(features) * (k1 * _BYTES_A_NEIGHBOUR + graph) + (features.nbytes if camera_aware else 0)
+    needed += features.nbytes if centre != "none" else 0
+    needed += 16 * local * len(features) if centre == "local" else 0  # the list, twice while its shares are joined
     if searched["search"] == "approximate" and searched["index"] == "hnsw":
         needed += singles
     if searched["backend"] == "faiss" and features.dtype == np.float16:

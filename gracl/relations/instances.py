@@ -5,6 +5,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from gracl.errors import ConfigError, expected
+from gracl.measuring import require_memory
 from gracl.randomness import rng
 from gracl.types import NOISE, Feature, Instances
 
@@ -24,6 +25,7 @@ def pick_instances(
 
     Raises:
         ConfigError: each < 1.
+        GraclError: too little memory for them.
     """
     if each < 1:
         raise ConfigError(expected("relations.instances of at least 1", each, "16 is usual; 0 leaves them out"))
@@ -33,6 +35,11 @@ def pick_instances(
     sizes = np.bincount(labels[order])
     starts = np.cumsum(sizes) - sizes
     images = order[starts[:, None] + np.arange(each) % sizes[:, None]]
+    require_memory(
+        4 * features.shape[1] * images.size,
+        f"{each} instances of {len(sizes)} clusters",
+        "lower relations.instances, or run the relations on a larger machine",
+    )
     drawn, places = np.unique(images, return_inverse=True)
     rows = features[drawn].astype(np.float32)
     return Instances(images, rows[places.reshape(images.shape)])

@@ -129,9 +129,9 @@ def relate(
     Args:
         features: unit rows in order of index, float32 or float16, in memory or memory-mapped.
         epoch: written into the assignment.
-        cameras: who took each image; for `camera_aware` and `centre`, and for the figures where they are known.
+        cameras: who took each image; for `camera_aware`, `centre`, `camera_proxies`, and figures where they are known.
         centre: "camera" clusters features less their camera's mean, "local" less the mean of their `local` nearest,
-            see `centring.py`; proxies and instances are mined from the features as they came.
+            see `centring.py`; proxies (but by `space` "jaccard") and instances are mined from features as they came.
         k1, k2: see `reciprocal_weights`.
         camera_aware, k1_intra, k1_inter, k2_intra, k2_inter: lists by camera instead of k1 and k2, see
             `cameras.camera_weights`.
@@ -145,8 +145,8 @@ def relate(
         shards: shares of the rows whose neighbours are looked for by themselves; the result does not depend on it.
         threads: CPU threads of all steps; 0 takes torch's number. Labels and proxies do not depend on it.
         find: who looks for the neighbours.
-        progress: called with (phase, done, rows); the phases are knn, jaccard, cluster, proxies and figures
-            (weights, between the first two, tells nothing).
+        progress: called with (phase, done, rows); the phases are centre (local), knn, jaccard, cluster, proxies and
+            figures (weights, after knn, tells nothing).
 
     Returns:
         An assignment whose stats are seconds and peak memory by phase (`knn_s`, `knn_peak_mb` ...), `knn_recall`,
@@ -165,31 +165,36 @@ def relate(
     clustered |= {"min_cluster_size": min_cluster_size}
     mined: dict[str, Any] = {"inter_rule": inter_rule, "intra_rule": intra_rule, "foreign": foreign, "space": space}
     mined |= {"centroids": centroids, "rule_temperature": rule_temperature, "trim": trim, "block_rows": block_rows}
-    check_settings(k1, k2, shards, search, camera_aware)
+    check_settings(k1, k2, shards, search, camera_aware, centre)
     check_list_lengths(k1_intra, k1_inter, k2_intra, k2_inter)
     check_rules(**mined)
     resolve(Options(**searched))
     cluster(_NO_GRAPH, **clustered)  # its options and packages are looked at all the same
-    check_extras(centre, local, instances, consensus)
+    check_extras(centre, local, instances, consensus, len(features))
     check_cameras(cameras, len(features), camera_aware or centre == "camera" or camera_proxies)
     check_features(features, k1_intra + k1_inter if camera_aware else k1, threads)
-    check_memory(features, k1_intra + k1_inter if camera_aware else k1, clustering in _WHOLE, camera_aware, searched)
+    lengths = k1_intra + k1_inter if camera_aware else k1
+    check_memory(features, lengths, clustering in _WHOLE, camera_aware, searched, centre=centre, local=local)
     features = features.astype(np.float16, copy=False) if precision == "float16" else features
     rows, stats = len(features), dict[str, float]()
     tell = progress or (lambda phase, done, rows: None)
     compared, table = features, None
     if centre == "camera" and cameras is not None:
-        compared = centre_by_camera(features, cameras, block_rows=block_rows, threads=thread_count(threads))
+        with phase("centre", stats):
+            compared = centre_by_camera(features, cameras, block_rows=block_rows, threads=thread_count(threads))
     elif centre == "local":
         with phase("centre", stats):
             told_of = _telling(tell, "centre")
-            nearby = find(features, min(local, len(features)), parts=shards, progress=told_of, **searched)
+            nearby = find(features, local, parts=shards, progress=told_of, **searched)
             compared = centre_by_neighbours(features, nearby, block_rows=block_rows)
+            stats["centre_recall"] = nearby.recall
+            del nearby
     if camera_aware and cameras is not None:
         ks = {"k1_intra": k1_intra, "k1_inter": k1_inter, "k2_intra": k2_intra, "k2_inter": k2_inter}
         weights = _by_camera(compared, cameras, ks, stats, tell, searched)
     else:
         table, weights = _by_all(compared, k1, k2, find, shards, stats, tell, searched)
+    del compared
     with phase("jaccard", stats):
         inverted = invert(weights)
         # DBSCAN asks for nothing beyond eps, and what lies between eps and 1 is by far the most.

@@ -116,6 +116,14 @@ def _check_relations(config: TrainConfig, train: Manifest) -> None:
                 "lower relations.k1 to about the images of one object",
             )
         )
+    if relations.centre == "local" and relations.local > train.num_images:
+        raise ConfigError(
+            expected(
+                f"relations.local of at most the {train.num_images} images of the train split",
+                relations.local,
+                "lower relations.local to about a tenth of them",
+            )
+        )
     needed = {"infomap": relations.clustering == "infomap"}
     needed["faiss"] = relations.search == "approximate" or relations.backend == "faiss"
     for package in (name for name, asked in needed.items() if asked and find_spec(name) is None):

@@ -18,6 +18,19 @@ from tests.toy import toy_config
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
+# All that may join the two terms, and all that reads cameras.
+EXTRAS = {
+    "camera_balanced": True,
+    "relations__centre": "camera",
+    "relations__camera_proxies": True,
+    "relations__instances": 3,
+    "relations__consensus": 3,
+    "loss__camera_weight": 0.5,
+    "loss__instance_weight": 0.5,
+    "loss__smoothing": 0.2,
+}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
@@ -53,6 +66,18 @@ def test_two_workers_learn_the_same_within_rounding(two_workers, reference):
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
     # Later epochs cluster features that differ in rounding; they stay close on this world.
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_four_workers_learn_the_same_within_rounding_with_all_terms(ray_cluster, toy_shards, runs):
+    # Not adam, whose first steps are as long for a gradient that is mere rounding as for any other.
+    changes = EXTRAS | {"encoder__bn_group": 4, "epochs": 1, "eval_untrained": False, "optim__optimizer": "sgd"}
+    state = load_state(train(toy_config(toy_shards, runs, name="four", scale__workers=4, **changes))["checkpoint"])
+    wanted = learn(toy_config(toy_shards, **changes))
+    for name in ("check/labels", "check/plan", "cluster/number"):
+        assert state.history[0][name] == wanted.history[0][name], name
+    for term in ("loss", "inter_loss", "intra_loss", "instance_loss", "camera_loss"):
+        assert state.history[0][f"train/{term}"] == pytest.approx(wanted.history[0][f"train/{term}"], rel=1e-4), term
+        assert state.history[0][f"train/{term}"] > 0
 
 
 def test_the_result_says_what_a_script_needs(one_worker, runs):
@@ -155,6 +180,7 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_clust
                 "relations__min_cluster_size": 3,
             },
         ),
+        ("extras", EXTRAS | {"scale__stream": "mapped"}),
         ("taught", {"teacher_decay": 0.9, "loss__inter_update": "every", "loss__negatives": "both"}),
     ],
 )

@@ -87,6 +87,7 @@ def test_a_config_cannot_be_changed():
         ({"loss": {"camera_weight": 1}}, "relations.camera_proxies and loss.camera_weight together"),
         ({"relations": {"shards": 2, "search": "approximate"}}, "relations.shards of 1"),
         ({"relations": {"shards": 2, "camera_aware": True}}, "relations.shards of 1"),
+        ({"relations": {"shards": 2, "centre": "local"}}, "relations.shards of 1"),
         ({"relations": {"search": "approximate", "backend": "torch"}}, "relations.search=exact with"),
         ({"relations": {"search": "approximate", "camera_aware": True}}, "relations.search=exact with"),
         ({"relations": {"k2_intra": 7}}, "k2_intra and k2_inter of at most"),

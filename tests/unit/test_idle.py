@@ -73,6 +73,12 @@ def test_settings_of_the_instance_term_that_nothing_uses_are_named():
     frozen = {"inter_update": "frozen", "intra_update": "frozen", "momentum": 0.5}
     soft = {"instance_weight": 1.0, "smoothing": 0.1, "instance_temperature": 0.2}
     assert told(loss=soft | frozen, relations=shown) == []
+    third = {"instance_weight": 1.0, "inter_weight": 0.0, "intra_weight": 0.0, "negatives": "both"}
+    assert told(loss=third | {"intra_update": "every"}, relations={"instances": 4, "trim": 0.1}) == [
+        "relations.trim is not used with no bank that starts at what was mined",
+        "loss.negatives is not used with neither of the two terms",
+        "loss.intra_update is not used with loss.intra_weight=0",
+    ]
     assert told(loss=soft | {"inter_weight": 0.0, "intra_weight": 0.0}, relations=shown) == [
         "relations.consensus is not used with neither of the two terms",
         "loss.smoothing is not used with neither of the two terms",

@@ -95,6 +95,9 @@ def test_a_row_without_anything_of_its_own_stays():
     same = np.tile(np.eye(1, 4, dtype=np.float32), (5, 1))
     np.testing.assert_array_equal(centre_by_camera(same, np.zeros(5, np.int64), threads=1), same)
     np.testing.assert_array_equal(centre_by_neighbours(same, nearest(same, 3)), same)
+    many = np.tile(np.random.default_rng(0).normal(size=(1, 128)), (200, 1))
+    many = (many / np.linalg.norm(many, axis=1, keepdims=True)).astype(np.float32)
+    np.testing.assert_array_equal(centre_by_neighbours(many, nearest(many, 150)), many)
 
 
 def seen_by_cameras(objects=12, cameras=3, shots=4, dim=64):
@@ -150,6 +153,8 @@ def test_relate_tells_what_it_is_asked_for():
     [
         ({"centre": "camera"}, "camera of every image.*relations.centre=none"),
         ({"camera_proxies": True}, "camera of every image.*camera_proxies=false"),
+        ({"centre": "local", "local": 145}, "relations.local of at most the 144 images there are"),
+        ({"centre": "camera", "cameras": np.zeros(144, np.int64), "shards": 2}, "shards >= 1, and 1 with.*a centre"),
         ({"local": 1}, "relations.local of 2 or more"),
         ({"instances": -1}, "instances and consensus of 0 or more"),
         ({"consensus": -1}, "instances and consensus of 0 or more"),
@@ -163,7 +168,7 @@ def test_what_cannot_be_done_is_refused(options, message):
 
 def test_another_centre_is_refused():
     with pytest.raises(ConfigError, match="a centre of none, camera or local; came 'style'"):
-        check_extras("style", 150, 0, 0)
+        check_extras("style", 150, 0, 0, 200)
 
 
 def test_none_of_each_is_refused_where_some_are_asked_for():

@@ -38,11 +38,11 @@ def idle(config: TrainConfig) -> list[str]:
             (not weight, unweighted, f"loss.{bank}_temperature"),
             (not seen[bank], unweighted, f"loss.{bank}_start loss.{bank}_choice loss.{bank}_update {rules}"),
         ]
-    third = loss.instance_weight or loss.camera_weight
+    joined = loss.instance_weight or loss.camera_weight
     pairs += [
         (not loss.instance_weight, "loss.instance_weight=0", "loss.instance_temperature"),
         (not loss.camera_weight, "loss.camera_weight=0", "loss.camera_temperature"),
-        (relations.centre != "local", f"relations.centre={relations.centre}", "relations.local"),
+        (relations.centre != "local", f"relations.centre={relations.centre}", "relations.centre_k"),
         (
             not (loss.inter_weight or loss.intra_weight),
             "neither of the two terms",
@@ -50,7 +50,7 @@ def idle(config: TrainConfig) -> list[str]:
         ),
     ]
     pairs.append((not any(mined.values()), "no bank that starts at what was mined", "relations.trim relations.space"))
-    pairs.append((not any(moved.values()) and not third, "no bank that moves", "loss.momentum"))
+    pairs.append((not any(moved.values()) and not joined, "no bank that moves", "loss.momentum"))
     told = {
         name: f"{name} is not used with {why}"
         for holds, why, names in reversed(pairs)

@@ -81,9 +81,9 @@ class Relations(Section):
     centre: Literal["none", "camera", "local"] = Field(
         "none",
         description="what is taken from features before they are clustered: the mean of their camera's (reads the "
-        "train split's camera ids), or of their relations.local nearest",
+        "train split's camera ids), or of their relations.centre_k nearest",
     )
-    local: Annotated[int, Field(ge=2)] = Field(150, description="centre=local: nearest images, itself counted")
+    centre_k: Annotated[int, Field(ge=2)] = Field(150, description="centre=local: nearest images, itself counted")
     k1: Positive = Field(30, description="neighbours of the k-reciprocal sets, the image itself counted")
     k2: Positive = Field(6, description="neighbours averaged in the query expansion, the image itself counted")
     camera_aware: bool = Field(

@@ -159,10 +159,13 @@ class Proxies:
 
 @dataclass(frozen=True)
 class Instances:
-    """Members that stand for their cluster one by one; a cluster that has fewer than `each` repeats its own."""
+    """Members that stand for their cluster one by one; a cluster that has fewer than `each` repeats its own.
+
+    `rows` are the features of the images that are there, each once, in order of index.
+    """
 
     images: Int64[ndarray, "clusters each"]
-    features: Float32[ndarray, "clusters each dim"]
+    rows: Float32[ndarray, "distinct dim"]
 
 
 @dataclass(frozen=True)

@@ -74,16 +74,32 @@ class Bank:
         if self.update == "selected":
             chosen = scores(self.choice, features, labels, self.rows, clusters)
             present, rows = select_lowest(chosen, labels)
-            self._move(present, features[rows])
+            mix(self.rows, present, features[rows], self.momentum)
         elif self.update == "every":
-            for rows in in_turn(labels):
-                self._move(labels[rows], features[rows])
+            mix_in_turn(self.rows, labels, features, self.momentum)
         elif self.update == "mean":
-            self._move(*means(features, labels))
+            mix(self.rows, *means(features, labels), self.momentum)
 
-    def _move(self, present: Int64[Tensor, "present"], towards: Float32[Tensor, "present dim"]) -> None:
-        """`unit(m * old + (1 - m) * new)`, in place."""
-        self.rows[present] = F.normalize(self.momentum * self.rows[present] + (1 - self.momentum) * towards, dim=1)
+
+def mix(
+    bank: Float32[Tensor, "entries dim"],
+    entries: Int64[Tensor, "moved"],
+    towards: Float32[Tensor, "moved dim"],
+    momentum: float,
+) -> None:
+    """The entries, all different, become `unit(momentum * old + (1 - momentum) * new)`, in place."""
+    bank[entries] = F.normalize(momentum * bank[entries] + (1 - momentum) * towards, dim=1)
+
+
+def mix_in_turn(
+    bank: Float32[Tensor, "entries dim"],
+    entries: Int64[Tensor, "batch"],
+    features: Float32[Tensor, "batch dim"],
+    momentum: float,
+) -> None:
+    """The same for every row of the batch, one after the other where an entry comes more than once."""
+    for rows in in_turn(entries):
+        mix(bank, entries[rows], features[rows], momentum)
 
 
 def scores(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from gracl.learning.banks import in_turn
+from gracl.learning.banks import mix_in_turn
 from gracl.types import CameraProxies
 
 # CAP's own constants: the weight of the term across cameras, and the nearest foreign proxies that are its negatives.
@@ -68,7 +68,4 @@ class CameraBank:
 
     def follow(self, features: Float32[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> None:
         """Moves the rows of the images in the batch towards them, one after the other."""
-        rows = self._of_image[images]
-        for turn in in_turn(rows):
-            mixed = self.momentum * self.rows[rows[turn]] + (1 - self.momentum) * features[turn]
-            self.rows[rows[turn]] = F.normalize(mixed, dim=1)
+        mix_in_turn(self.rows, self._of_image[images], features, self.momentum)

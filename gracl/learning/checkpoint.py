@@ -212,8 +212,12 @@ def _in_our_schema(payload: object) -> object:
 
 
 # What an assignment may be made of beside its labels; only the proxies are always there.
-_PARTS: dict[str, Any] = {"proxies": Proxies, "instances": Instances, "consensus": Consensus}
-_PARTS["camera_proxies"] = CameraProxies
+_PARTS: dict[str, Any] = {
+    "proxies": Proxies,
+    "instances": Instances,
+    "consensus": Consensus,
+    "camera_proxies": CameraProxies,
+}
 
 
 def _pack(assignment: Assignment | None) -> dict[str, Any] | None:
@@ -279,10 +283,10 @@ def _is_whole(assignment: Assignment) -> bool:
 
 def _are_members(shown: Instances, labels: ndarray, clusters: int, dim: int) -> bool:
     """Whether the instances are members of their clusters."""
-    images, features = shown.images, shown.features
+    images = shown.images
     return bool(
         (images.dtype.name, images.ndim, len(images)) == ("int64", 2, clusters)
-        and (features.dtype.name, features.shape) == ("float32", (*images.shape, dim))
+        and (shown.rows.dtype.name, shown.rows.shape) == ("float32", (len(np.unique(images)), dim))
         and (labels[images] == np.arange(clusters)[:, None]).all()
     )
 

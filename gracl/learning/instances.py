@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from gracl.learning.banks import in_turn
+from gracl.learning.banks import mix_in_turn
 from gracl.types import Instances
 
 
@@ -31,11 +31,8 @@ class InstanceBank:
 
     def begin(self, instances: Instances, images: int, device: torch.device | str) -> None:
         """A new epoch's rows, as copies; `images` are those of the split."""
-        shown = torch.tensor(instances.images, device=device)
-        known, self._table = torch.unique(shown, return_inverse=True)
-        features = torch.tensor(instances.features, device=device).flatten(0, 1)
-        self.rows = torch.empty((len(known), features.shape[1]), device=device)
-        self.rows[self._table.flatten()] = features  # the same row for the same image
+        self.rows = torch.tensor(instances.rows, device=device)
+        known, self._table = torch.unique(torch.tensor(instances.images, device=device), return_inverse=True)
         self._row_of = torch.full((images,), -1, device=device)
         self._row_of[known] = torch.arange(len(known), device=device)
 
@@ -64,8 +61,5 @@ class InstanceBank:
     def follow(self, features: Float32[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> None:
         """Moves the rows of the images in the batch towards what they are now, in the order of the batch."""
         rows = self._row_of[images]
-        present = rows >= 0
-        rows, features = rows[present], features[present]
-        for turn in in_turn(rows):
-            mixed = self.momentum * self.rows[rows[turn]] + (1 - self.momentum) * features[turn]
-            self.rows[rows[turn]] = F.normalize(mixed, dim=1)
+        shown = rows >= 0
+        mix_in_turn(self.rows, rows[shown], features[shown], self.momentum)

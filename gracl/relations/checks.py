@@ -42,7 +42,7 @@ def check_settings(k1: int, k2: int, shards: int, search: str, camera_aware: boo
         )
 
 
-def check_extras(centre: str, local: int, instances: int, consensus: int, images: int) -> None:
+def check_extras(centre: str, centre_k: int, instances: int, consensus: int, images: int) -> None:
     """Refuses another centring than there is, and less than nothing of what the loss may be told.
 
     Raises:
@@ -50,11 +50,11 @@ def check_extras(centre: str, local: int, instances: int, consensus: int, images
     """
     if centre not in ("none", "camera", "local"):
         raise ConfigError(expected("a centre of none, camera or local", repr(centre), "set relations.centre=none"))
-    if local < 2:
-        raise ConfigError(expected("relations.local of 2 or more", local, "one image is the mean of itself"))
-    if centre == "local" and local > images:
-        what = f"relations.local of at most the {images} images there are"
-        raise ConfigError(expected(what, local, "lower relations.local to about a tenth of them"))
+    if centre_k < 2:
+        raise ConfigError(expected("relations.centre_k of 2 or more", centre_k, "one image is the mean of itself"))
+    if centre == "local" and centre_k > images:
+        what = f"relations.centre_k of at most the {images} images there are"
+        raise ConfigError(expected(what, centre_k, "lower relations.centre_k to about a tenth of them"))
     if min(instances, consensus) < 0:
         raise ConfigError(
             expected("instances and consensus of 0 or more", f"{instances} and {consensus}", "0 leaves them out")
@@ -95,7 +95,7 @@ def check_memory(
     searched: Mapping[str, Any],
     *,
     centre: str = "none",
-    local: int = 0,
+    centre_k: int = 0,
 ) -> None:
     """Refuses work that the free memory is surely too small for.
 
@@ -103,7 +103,7 @@ def check_memory(
         k1: neighbours of each image, of both lists by camera.
         whole: the clustering asks for all distances below 1.
         searched: the options of the search.
-        centre, local: of centred features there is a second table, of the nearest `local` a list.
+        centre, centre_k: of centred features there is a second table, for "local" a list of so many nearest.
 
     Raises:
         GraclError: less is free. Not counted are the sums of clusters, of which nobody knows how many there will be.
@@ -111,7 +111,7 @@ def check_memory(
     graph, singles = _BYTES_OF_A_WHOLE_GRAPH if whole else 0, 4 * features.size
     needed = len(features) * (k1 * _BYTES_A_NEIGHBOUR + graph) + (features.nbytes if camera_aware else 0)
     needed += features.nbytes if centre != "none" else 0
-    needed += 16 * local * len(features) if centre == "local" else 0  # the list, twice while its shares are joined
+    needed += 16 * centre_k * len(features) if centre == "local" else 0  # the list, twice while its shares are joined
     if searched["search"] == "approximate" and searched["index"] == "hnsw":
         needed += singles
     if searched["backend"] == "faiss" and features.dtype == np.float16:

@@ -35,11 +35,10 @@ def pick_instances(
     sizes = np.bincount(labels[order])
     starts = np.cumsum(sizes) - sizes
     images = order[starts[:, None] + np.arange(each) % sizes[:, None]]
+    drawn = np.unique(images)
     require_memory(
-        4 * features.shape[1] * images.size,
+        4 * features.shape[1] * len(drawn),
         f"{each} instances of {len(sizes)} clusters",
         "lower relations.instances, or run the relations on a larger machine",
     )
-    drawn, places = np.unique(images, return_inverse=True)
-    rows = features[drawn].astype(np.float32)
-    return Instances(images, rows[places.reshape(images.shape)])
+    return Instances(images, features[drawn].astype(np.float32, copy=False))

@@ -88,7 +88,7 @@ def relate(
     epoch: int = 0,
     cameras: Int64[ndarray, "images"] | None = None,
     centre: Centre = "none",
-    local: int = 150,
+    centre_k: int = 150,
     k1: int = 30,
     k2: int = 6,
     camera_aware: bool = False,
@@ -130,7 +130,7 @@ def relate(
         features: unit rows in order of index, float32 or float16, in memory or memory-mapped.
         epoch: written into the assignment.
         cameras: who took each image; for `camera_aware`, `centre`, `camera_proxies`, and figures where they are known.
-        centre: "camera" clusters features less their camera's mean, "local" less the mean of their `local` nearest,
+        centre: "camera" clusters features less their camera's mean, "local" less that of their `centre_k` nearest,
             see `centring.py`; proxies (but by `space` "jaccard") and instances are mined from features as they came.
         k1, k2: see `reciprocal_weights`.
         camera_aware, k1_intra, k1_inter, k2_intra, k2_inter: lists by camera instead of k1 and k2, see
@@ -170,11 +170,11 @@ def relate(
     check_rules(**mined)
     resolve(Options(**searched))
     cluster(_NO_GRAPH, **clustered)  # its options and packages are looked at all the same
-    check_extras(centre, local, instances, consensus, len(features))
+    check_extras(centre, centre_k, instances, consensus, len(features))
     check_cameras(cameras, len(features), camera_aware or centre == "camera" or camera_proxies)
     check_features(features, k1_intra + k1_inter if camera_aware else k1, threads)
     lengths = k1_intra + k1_inter if camera_aware else k1
-    check_memory(features, lengths, clustering in _WHOLE, camera_aware, searched, centre=centre, local=local)
+    check_memory(features, lengths, clustering in _WHOLE, camera_aware, searched, centre=centre, centre_k=centre_k)
     features = features.astype(np.float16, copy=False) if precision == "float16" else features
     rows, stats = len(features), dict[str, float]()
     tell = progress or (lambda phase, done, rows: None)
@@ -185,7 +185,7 @@ def relate(
     elif centre == "local":
         with phase("centre", stats):
             told_of = _telling(tell, "centre")
-            nearby = find(features, local, parts=shards, progress=told_of, **searched)
+            nearby = find(features, centre_k, parts=shards, progress=told_of, **searched)
             compared = centre_by_neighbours(features, nearby, block_rows=block_rows)
             stats["centre_recall"] = nearby.recall
             del nearby

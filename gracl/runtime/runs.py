@@ -116,12 +116,12 @@ def _check_relations(config: TrainConfig, train: Manifest) -> None:
                 "lower relations.k1 to about the images of one object",
             )
         )
-    if relations.centre == "local" and relations.local > train.num_images:
+    if relations.centre == "local" and relations.centre_k > train.num_images:
         raise ConfigError(
             expected(
-                f"relations.local of at most the {train.num_images} images of the train split",
-                relations.local,
-                "lower relations.local to about a tenth of them",
+                f"relations.centre_k of at most the {train.num_images} images of the train split",
+                relations.centre_k,
+                "lower relations.centre_k to about a tenth of them",
             )
         )
     needed = {"infomap": relations.clustering == "infomap"}

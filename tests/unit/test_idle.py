@@ -65,8 +65,8 @@ def test_settings_of_the_instance_term_that_nothing_uses_are_named():
     assert told(loss={"instance_temperature": 0.2}) == [
         "loss.instance_temperature is not used with loss.instance_weight=0"
     ]
-    assert told(loss={"camera_temperature": 0.2}, relations={"local": 50}) == [
-        "relations.local is not used with relations.centre=none",
+    assert told(loss={"camera_temperature": 0.2}, relations={"centre_k": 50}) == [
+        "relations.centre_k is not used with relations.centre=none",
         "loss.camera_temperature is not used with loss.camera_weight=0",
     ]
     shown = {"instances": 4, "consensus": 4}

@@ -58,19 +58,11 @@ def pending(images=6, clusters=2, dim=3):
     places = [np.arange(clusters), np.arange(clusters) + clusters]
     proxies = Proxies(tables[0], tables[1], places[0], places[1], tables[2])
     labels = np.arange(images) % (clusters + 1) - 1
-    shown = Instances(np.array([[1, 4, 1], [2, 5, 2]]), dice.random((clusters, 3, dim), np.float32))
+    shown = Instances(np.array([[1, 4, 1], [2, 5, 2]]), dice.random((4, dim), np.float32))
     told = Consensus(np.array([[-1, -1], [0, 1]] * 3, np.int32), dice.random((images, 2), np.float32))
     seen = CameraProxies(tables[0], np.arange(2), np.array([4, 1]), labels.copy())
-    for array in (
-        labels,
-        *tables,
-        *places,
-        *vars(seen).values(),
-        shown.images,
-        shown.features,
-        told.clusters,
-        told.shares,
-    ):
+    more = [array for part in (shown, told, seen) for array in vars(part).values()]
+    for array in (labels, *tables, *places, *more):
         array.flags.writeable = False
     return Assignment(2, labels, proxies, {"knn_s": 0.5}, instances=shown, consensus=told, camera_proxies=seen)
 
@@ -132,7 +124,7 @@ def drop(packed, name):
         lambda packed: packed["proxies"].update(inter_image=torch.tensor([-1, 0])),
         lambda packed: packed.pop("proxies"),
         lambda packed: packed["instances"].update(images=torch.tensor([[1, 4, 1], [2, 5, 3]])),
-        lambda packed: packed["instances"].update(features=torch.zeros(2, 3, 4)),
+        lambda packed: packed["instances"].update(rows=torch.zeros(5, 3)),
         lambda packed: packed["instances"].pop("images"),
         lambda packed: packed["consensus"].update(clusters=torch.full((6, 2), 2, dtype=torch.int32)),
         lambda packed: packed["camera_proxies"].update(rows=torch.zeros(2, 4)),

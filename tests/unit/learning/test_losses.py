@@ -41,7 +41,7 @@ def extended(seed, *, each=4, members=6):
     shares /= shares.sum(1, keepdims=True)
     clusters[5], shares[5] = -1, 0
     return replace(
-        assignment, instances=Instances(images, features[images]), consensus=Consensus(clusters, shares)
+        assignment, instances=Instances(images, features[np.unique(images)]), consensus=Consensus(clusters, shares)
     ), features
 
 
@@ -301,12 +301,17 @@ def test_targets_as_hard_as_the_labels_give_the_plain_loss():
 
 def test_the_instance_term_pulls_to_the_hardest_and_gives_its_rows_no_gradient():
     assignment, rows = extended(1)
-    criterion = begun(assignment, instance_weight=1.0, inter_weight=0.0, intra_weight=0.0)
-    z = torch.tensor(rows[assignment.instances.images[0, :1]]).requires_grad_()
+    tau, images = 0.3, assignment.instances.images
+    options = {"instance_weight": 1.0, "instance_temperature": tau, "inter_weight": 0.0, "intra_weight": 0.0}
+    criterion = begun(assignment, **options)
+    z = torch.tensor(unit(np.random.default_rng(9).normal(size=(1, 8)))).requires_grad_()
     criterion(z, torch.tensor([0])).loss.backward()
-    own = rows[assignment.instances.images[0]]
-    hardest = own[np.argmin(own @ z.detach().numpy()[0])]
-    assert float(z.grad[0] @ torch.tensor(hardest)) < 0
+    similar = rows[images] @ z.detach().numpy()[0]
+    places = [similar[0].argmin(), *similar[1:].argmax(1)]
+    chosen = rows[images[np.arange(5), places]].astype(np.float64)
+    shares = np.exp(chosen @ z.detach().numpy()[0] / tau)
+    wanted = ((shares / shares.sum() - np.eye(5)[0]) @ chosen) / tau
+    np.testing.assert_allclose(z.grad[0].numpy(), wanted, atol=1e-5)
     assert not criterion._instances.rows.requires_grad
 
 

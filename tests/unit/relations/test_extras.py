@@ -9,6 +9,7 @@ from gracl.relations.centring import centre_by_camera, centre_by_neighbours
 from gracl.relations.checks import check_extras
 from gracl.relations.consensus import neighbour_consensus
 from gracl.relations.instances import pick_instances
+from gracl.relations.proxies import mine_proxies
 from gracl.relations.relate import relate
 from gracl.similarity import nearest
 from tests.clustered import case, lists_of, mixed, random_weights
@@ -39,7 +40,7 @@ def test_instances_are_members_and_as_many_different_ones_as_there_are(seed):
     features, labels = mixed(seed)
     each = 1 + seed % 5
     found = pick_instances(features, labels, each, epoch=seed)
-    np.testing.assert_array_equal(found.features, features[found.images])
+    np.testing.assert_array_equal(found.rows, features[np.unique(found.images)])
     for cluster, images in enumerate(found.images):
         members = np.flatnonzero(labels == cluster)
         assert set(images) <= set(members)
@@ -127,11 +128,26 @@ def test_relate_finds_more_across_cameras_once_it_is_centred_without_them():
     options = {"k1": 12, "k2": 4, "eps": 0.5, "threads": 1, "cameras": where}
     plain = relate(features, **options)
     told = []
-    local = relate(features, centre="local", local=100, progress=lambda *now: told.append(now[0]), **options)
+    local = relate(features, centre="local", centre_k=100, progress=lambda *now: told.append(now[0]), **options)
     assert plain.stats["single_camera_clusters"] > 0.9
     assert local.stats["single_camera_clusters"] < 0.1
     assert "centre" in told
     assert local.stats["centre_s"] >= 0
+
+
+@pytest.mark.parametrize("more", [{"camera_aware": True, "k1_intra": 3, "k1_inter": 8}, {"precision": "float16"}])
+def test_centring_goes_with_lists_by_camera_and_with_half_precision(more):
+    features, who, where = seen_by_cameras()
+    found = relate(features, k1=12, k2=4, eps=0.7, threads=1, cameras=where, centre="camera", **more)
+    assert {*zip(found.labels, who, strict=True)} == {(c, c) for c in range(12)}
+
+
+def test_the_nearest_sample_is_looked_for_among_the_features_as_they_came():
+    features, _, where = seen_by_cameras()
+    options = {"inter_rule": "nearest_sample", "threads": 1}
+    found = relate(features, k1=12, k2=4, eps=0.5, cameras=where, centre="camera", **options)
+    alone = mine_proxies(features, found.labels, **options)
+    np.testing.assert_array_equal(found.proxies.inter_image, alone.inter_image)
 
 
 def test_relate_tells_what_it_is_asked_for():
@@ -153,9 +169,9 @@ def test_relate_tells_what_it_is_asked_for():
     [
         ({"centre": "camera"}, "camera of every image.*relations.centre=none"),
         ({"camera_proxies": True}, "camera of every image.*camera_proxies=false"),
-        ({"centre": "local", "local": 145}, "relations.local of at most the 144 images there are"),
+        ({"centre": "local", "centre_k": 145}, "relations.centre_k of at most the 144 images there are"),
         ({"centre": "camera", "cameras": np.zeros(144, np.int64), "shards": 2}, "shards >= 1, and 1 with.*a centre"),
-        ({"local": 1}, "relations.local of 2 or more"),
+        ({"centre_k": 1}, "relations.centre_k of 2 or more"),
         ({"instances": -1}, "instances and consensus of 0 or more"),
         ({"consensus": -1}, "instances and consensus of 0 or more"),
     ],

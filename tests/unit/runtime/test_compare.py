@@ -49,6 +49,9 @@ def test_the_use_of_cameras_is_told(toy_shards):
     assert cameras_used(toy_config(toy_shards)) == ""
     both = toy_config(toy_shards, camera_balanced=True, relations__camera_aware=True)
     assert cameras_used(both) == "sampler, distances"
+    centred = {"relations__centre": "camera", "relations__camera_proxies": True, "loss__camera_weight": 1.0}
+    assert cameras_used(toy_config(toy_shards, **centred)) == "features, loss"
+    assert cameras_used(toy_config(toy_shards, relations__centre="local")) == ""
 
 
 def write(trial, record):

@@ -17,12 +17,26 @@ def test_more_neighbours_than_images(toy_shards, tmp_path):
     prepare(toy_config(toy_shards, tmp_path, relations__k1=9999, relations__camera_aware=True))
 
 
-@pytest.mark.parametrize("switch", ["camera_balanced", "relations.camera_aware"])
-def test_cameras_asked_of_a_split_of_one(toy_shards, tmp_path, monkeypatch, switch):
-    config = toy_config(toy_shards, tmp_path, **{switch.replace(".", "__"): True})
+def test_more_surroundings_than_images(toy_shards, tmp_path):
+    with pytest.raises(ConfigError, match="relations.centre_k of at most the .* images of the train split; came 9999"):
+        prepare(toy_config(toy_shards, tmp_path, relations__centre="local", relations__centre_k=9999))
+    prepare(toy_config(toy_shards, tmp_path, relations__centre_k=9999))
+
+
+@pytest.mark.parametrize(
+    ("switch", "value", "more"),
+    [
+        ("camera_balanced", "true", {}),
+        ("relations.camera_aware", "true", {}),
+        ("relations.centre", "camera", {}),
+        ("relations.camera_proxies", "true", {"loss__camera_weight": 1.0}),
+    ],
+)
+def test_cameras_asked_of_a_split_of_one(toy_shards, tmp_path, monkeypatch, switch, value, more):
+    config = toy_config(toy_shards, tmp_path, **{switch.replace(".", "__"): value}, **more)
     prepare(config)
     monkeypatch.setattr(runs, "read_manifest", lambda *where: replace(read_manifest(*where), num_cameras=1))
-    with pytest.raises(ConfigError, match=f"two cameras or more for {switch}=true; came 1 known cameras"):
+    with pytest.raises(ConfigError, match=f"two cameras or more for {switch}={value}; came 1 known cameras"):
         prepare(config)
 
 

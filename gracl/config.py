@@ -138,6 +138,13 @@ class TrainConfig(Section):
             f"eps={relations.eps}, clustering={relations.clustering}",
             "leave relations.eps as it is",
         )
+        _refuse_unless(
+            not relations.sure
+            or (relations.clustering == "dbscan" and (relations.eps == "auto" or 0.02 < relations.eps < 0.98)),
+            "relations.clustering=dbscan and an eps between 0.02 and 0.98 (it is moved by 0.02) with relations.sure",
+            f"sure={relations.sure:g}, clustering={relations.clustering}, eps={relations.eps}",
+            "set relations.sure=0",
+        )
         for name, weight, usual in (
             ("instances", "instance_weight", 16),
             ("consensus", "smoothing", 8),

@@ -101,6 +101,13 @@ class Relations(Section):
         4, description="dbscan, hdbscan: neighbours of a core image, itself counted; infomap: smallest cluster"
     )
     min_cluster_size: Annotated[int, Field(ge=2)] = Field(8, description="hdbscan: smallest cluster")
+    sure: Share = Field(
+        0.0,
+        description="dbscan: overlap of an image's cluster with its clusters at eps -+ 0.02, below which it is noise; 0: none",
+    )
+    noise: Literal["left_out", "own_clusters"] = Field(
+        "left_out", description="what becomes of noise: nobody learns from it, or each image of it is a cluster of one"
+    )
     inter_rule: Literal["mean", "cluster_mean", "nearest_sample", "nearest_centroids", "log_sum_exp"] = Field(
         "mean", description="how the inter proxy is mined: least similar to other clusters by this"
     )

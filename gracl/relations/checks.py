@@ -154,8 +154,17 @@ def check_cameras(cameras: Int64[ndarray, "images"] | None, images: int, asked: 
         raise GraclError(expected(f"{images} cameras", len(cameras), "take those of the same split"))
 
 
-def check_clusters(labels: Int64[ndarray, "images"], clustering: str, eps: float, *, chosen: bool = False) -> None:
-    """Refuses fewer than two clusters: there is nothing to contrast. `chosen`: eps is not what the user gave.
+def check_clusters(
+    labels: Int64[ndarray, "images"], clustering: str, eps: float, *, chosen: bool = False, sure: float = 0.0
+) -> None:
+    """Refuses fewer than two clusters: there is nothing to contrast.
+
+    Args:
+        labels: -1 is noise.
+        clustering: who made them.
+        eps: at which.
+        chosen: eps is not what the user gave.
+        sure: the bound that images had to meet to stay in their cluster.
 
     Raises:
         ClusteringCollapsed: with the setting to move, and the direction.
@@ -167,6 +176,8 @@ def check_clusters(labels: Int64[ndarray, "images"], clustering: str, eps: float
             how, move = f"eps=auto, here {eps:g}", "give relations.eps a number"
         if clustering == "hdbscan":
             how, move = clustering, "lower relations.min_cluster_size and relations.min_samples"
+        if sure:
+            how, move = f"{how}, sure={sure:g}", f"lower relations.sure, {move}"
         raise ClusteringCollapsed(
             expected(
                 "at least 2 clusters",

@@ -1,8 +1,10 @@
-"""The slow twins of what may join the two terms: consensus, centring, instances, camera proxies, soft targets."""
+"""The slow twins of what may join the two terms (consensus, centring, instances, camera proxies, soft targets), and
+of the test of clusters at neighbouring eps."""
 
 import math
 
 import numpy as np
+from sklearn.cluster import DBSCAN
 
 
 def consensus(weights, labels, image, kept):
@@ -99,3 +101,20 @@ def less_the_nearest(features, k):
         left = row - features[order].astype(np.float64).mean(0)
         out.append(left / math.sqrt((left**2).sum()))
     return np.array(out)
+
+
+def sure(distance, labels, eps, min_samples, least):
+    """Which rows stay: dense distances, sets of rows, both neighbouring eps."""
+
+    def members(given, row):
+        return {row} if given[row] < 0 else {other for other, label in enumerate(given) if label == given[row]}
+
+    kept = []
+    for row, label in enumerate(labels):
+        stays = label >= 0
+        for gap in (-0.02, 0.02):
+            given = DBSCAN(eps=eps + gap, min_samples=min_samples, metric="precomputed").fit_predict(distance)
+            ours, theirs = members(labels, row), members(given, row)
+            stays = stays and len(ours & theirs) / len(ours | theirs) >= least
+        kept.append(stays)
+    return kept

@@ -94,6 +94,8 @@ def test_a_config_cannot_be_changed():
         ({"relations": {"k2_inter": 22}}, "k2_intra and k2_inter of at most"),
         ({"relations": {"eps": "auto", "clustering": "hdbscan"}}, "relations.eps as a number, or auto with"),
         ({"relations": {"eps": "auto", "clustering": "infomap"}}, "relations.eps as a number, or auto with"),
+        ({"relations": {"sure": 0.5, "clustering": "infomap"}}, "an eps between 0.02 and 0.98"),
+        ({"relations": {"sure": 0.5, "eps": 0.98}}, "an eps between 0.02 and 0.98"),
         ({"relations": {"foreign": "centroids", "inter_rule": "cluster_mean"}}, "with relations.foreign=centroids"),
         ({"relations": {"space": "jaccard", "foreign": "centroids"}}, "with relations.space=jaccard"),
         ({"relations": {"space": "jaccard", "inter_rule": "log_sum_exp"}}, "with relations.space=jaccard"),

@@ -103,7 +103,7 @@ class Relations(Section):
     min_cluster_size: Annotated[int, Field(ge=2)] = Field(8, description="hdbscan: smallest cluster")
     sure: Share = Field(
         0.0,
-        description="dbscan: overlap of an image's cluster with its clusters at eps -+ 0.02, below which it is noise; 0: none",
+        description="dbscan: an image whose clusters at eps and eps -+ 0.02 overlap by less is noise; 0: no test",
     )
     noise: Literal["left_out", "own_clusters"] = Field(
         "left_out", description="what becomes of noise: nobody learns from it, or each image of it is a cluster of one"

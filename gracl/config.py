@@ -16,6 +16,7 @@ from gracl.sections import (
     Count,
     Crew,
     Data,
+    Domain,
     EncoderSection,
     Expansion,
     Judged,
@@ -34,6 +35,9 @@ from gracl.sections import (
     Views,
 )
 
+# Of what a search may seek: what every judged epoch tells, and what every epoch tells without any identity.
+JudgedMetric = Literal["val/mAP", "val/mINP", "val/rank1", "val/rank5", "val/rank10"]
+UnjudgedMetric = Literal["cluster/silhouette", "cluster/covered_silhouette"]
 # Part of a run's name, and so of a folder's.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 # What one would type behind a door: preset files and section.key=value; one of them may stand alone.
@@ -338,6 +342,52 @@ class CompareConfig(Section):
         )
         _refuse_unless(
             len(set(self.seeds)) == len(self.seeds), "each seed once", list(self.seeds), "leave out the second"
+        )
+        return self
+
+
+class TuneConfig(Section):
+    """A search over settings of the training config, each trial a training as at its own door."""
+
+    base: Arguments = Field(min_length=1, description="what one would type behind pipelines/train.py for every trial")
+    space: dict[str, Domain] = Field(min_length=1, description="dotted settings, and the values they may take")
+    metric: JudgedMetric | UnjudgedMetric = Field(
+        "val/mAP", description="what is sought, the more the better, at the last epoch; cluster/... needs no identities"
+    )
+    search: Literal["random", "grid", "tpe"] = Field(
+        "random", description="points drawn, every combination of choices, or proposed by what is known (optuna)"
+    )
+    trials: Count = Field(0, description="trials in all; 0: every combination, with search=grid")
+    scheduler: Literal["none", "asha"] = Field(
+        "none", description="asha stops trials early that fall behind the others"
+    )
+    grace: Positive = Field(1, description="asha: epochs that every trial may do")
+    reduction: Annotated[int, Field(ge=2)] = Field(3, description="asha: of so many trials one goes on")
+    concurrent: Positive = Field(1, description="trials at a time")
+    seed: Count = Field(0, description="of the points; the seed of the trainings is one of their settings")
+    out: str = Field(description="folder or URI for records, table, pictures and the best preset")
+    runs: str = Field("", description="folder or URI where the runs are kept; '': runs in out")
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TuneConfig":
+        _refuse_unless(
+            self.search != "grid" or all(domain.kind == "choice" for domain in self.space.values()),
+            "a choice for every setting with search=grid",
+            ", ".join(f"{name}: {domain.kind}" for name, domain in self.space.items()),
+            "take choice for each, or search=random",
+        )
+        _refuse_unless(
+            (self.search == "grid") == (self.trials == 0),
+            "trials with search=random or tpe, and none with search=grid",
+            f"search={self.search}, trials={self.trials}",
+            "set trials=12" if self.search != "grid" else "leave out trials: every combination is tried once",
+        )
+        _refuse_unless(
+            self.scheduler != "none" or {"grace", "reduction"}.isdisjoint(self.model_fields_set),
+            "scheduler=asha beside grace and reduction",
+            "scheduler=none",
+            "set scheduler=asha, or leave them out",
         )
         return self
 

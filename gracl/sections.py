@@ -6,11 +6,14 @@ of them.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gracl.errors import expected
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Scalar = bool | int | float | str
 
 
 class Section(BaseModel):
@@ -274,3 +277,41 @@ class Tracking(Section):
     uri: str | None = Field(None, description="MLflow tracking URI; default: a SQLite file in the runs folder")
     experiment: str = Field("gracl", description="MLflow experiment")
     parent: str = Field("", description="id of the MLflow run that this one is shown under; '': of none")
+
+
+class Domain(Section):
+    """The values that a search may give to one setting: exactly one of these."""
+
+    uniform: tuple[float, float] | None = Field(None, description="from, to")
+    loguniform: tuple[float, float] | None = Field(None, description="from, to, both above 0; even in the logarithm")
+    integers: tuple[int, int] | None = Field(None, description="from, to, both included")
+    choice: tuple[Scalar, ...] | None = Field(None, min_length=1, description="one of these")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "Domain":
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            what = "one of uniform, loguniform, integers and choice"
+            raise ValueError(expected(what, ", ".join(given) or "none", "write for example {loguniform: [0.02, 0.2]}"))
+        for name in ("uniform", "loguniform", "integers"):
+            ends = getattr(self, name)
+            if ends is not None and not ends[0] < ends[1]:
+                raise ValueError(expected(f"{name} from a lower end to a higher", list(ends), "swap or part the ends"))
+        if self.loguniform is not None and self.loguniform[0] <= 0:
+            raise ValueError(
+                expected("loguniform above 0", list(self.loguniform), "take uniform, or a small lower end")
+            )
+        if self.choice is not None and len(set(map(repr, self.choice))) < len(self.choice):
+            raise ValueError(expected("a choice of different values", list(self.choice), "name each once"))
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of the four it is."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def ends(self) -> tuple[Scalar, ...]:
+        """The ends of a range, or all values of a choice."""
+        found: tuple[Scalar, ...] = getattr(self, self.kind)
+        return found

@@ -240,6 +240,7 @@ def relate(
     tell("proxies", rows, rows)
     with phase("figures", stats):
         stats["silhouette"] = silhouette(weights, inverted, labels, threads=threads)
+        stats["covered_silhouette"] = stats["silhouette"] * float((labels != NOISE).mean())
         stats |= describe(features, labels, proxies, cameras=cameras, threads=threads)
     tell("figures", rows, rows)
     if torch.cuda.is_initialized():

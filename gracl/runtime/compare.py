@@ -4,15 +4,11 @@ A record beside each run says that it is done, so the same command goes on where
 of no use to us and is not read.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from mlflow import MlflowClient
 
 from gracl.config import CompareConfig
 from gracl.errors import CheckpointError, ConfigError, GraclError, TrainingFailed, expected
@@ -20,12 +16,12 @@ from gracl.idle import idle
 from gracl.images import storage
 from gracl.runtime.findings import report
 from gracl.runtime.grid import Trial, grid, runs_of
-from gracl.runtime.runs import RECORD, latest_epoch, prepare
-from gracl.runtime.session import Demand, session
+from gracl.runtime.many import begin_parent, demand_of, leave
+from gracl.runtime.runs import latest_epoch, prepare
+from gracl.runtime.session import session
 from gracl.runtime.terminal import say
-from gracl.runtime.tracking import attempt, closing, nesting, reopen_run, start_run, tracking_uri
-from gracl.runtime.train import demand
-from gracl.runtime.trial import TRIAL_CPUS, recorded
+from gracl.runtime.tracking import closing, tracking_uri
+from gracl.runtime.trial import recorded
 from gracl.runtime.tuning import learn
 
 COMPARISON = "comparison.json"
@@ -49,7 +45,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         say(f"note: {words}")
     say(f"{len(trials)} runs in {runs_of(config)}, {len(trials) - len(pending)} of them done")
     try:
-        with session(demand_of(pending, config.concurrent)) if pending else nullcontext():
+        with session(demand_of([one.config for one in pending], config.concurrent)) if pending else nullcontext():
             parent = begin(config, uri)
             with closing(uri, parent):
                 how: dict[str, Any] = {"metric": config.metric, "concurrent": config.concurrent, "out": out}
@@ -59,7 +55,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
                 if failures:
                     raise TrainingFailed(told(failures, len(trials), result["table"]))
     except KeyboardInterrupt:
-        leave(pending, uri)
+        leave([one.config for one in pending], uri)
         say("stopped; what is done is kept. To go on, run the same command")
         raise
     return result
@@ -101,45 +97,22 @@ def under(trials: Sequence[Trial], parent: str) -> list[Trial]:
     return [child(trial) for trial in trials]
 
 
-def demand_of(trials: Sequence[Trial], concurrent: int) -> Demand:
-    """What the comparison may hold of the cluster at one time: the sum over the `concurrent` largest of its runs."""
-    wanted, many = [demand(trial.config) for trial in trials], min(concurrent, len(trials))
-
-    def largest(sizes: Sequence[float]) -> float:
-        return sum(sorted(sizes, reverse=True)[:many])
-
-    return Demand(
-        cpus=largest([one.cpus for one in wanted]) + many * TRIAL_CPUS,
-        gpus=largest([one.gpus for one in wanted]),
-        parts=f"{many} runs at a time, each of {max(wanted, key=lambda one: (one.gpus, one.cpus)).parts}",
-        largest=max(one.largest for one in wanted),
-        advice="lower concurrent or what a run reserves, add nodes, or set scale.autoscaling=true for the runs",
-        waits=all(one.waits for one in wanted),
-    )
-
-
 def begin(config: CompareConfig, uri: str) -> str:
     """The id of the comparison's MLflow run: made, or taken up where `out` has one on this server."""
-    out = storage.absolute(config.out)
-    place = storage.join(out, COMPARISON)
-    saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
-    if saved.get("tracking_uri") == uri:
-        reopen_run(uri, saved["mlflow_run_id"], nesting(config.tracking.parent))
-        return str(saved["mlflow_run_id"])
     lists = {
         f"{what}.{name}": arguments for what in ("presets", "data") for name, arguments in getattr(config, what).items()
     }
     plain = {name: getattr(config, name) for name in ("common", "seeds", "baseline", "metric", "concurrent")}
-    parent = start_run(
+    out = storage.absolute(config.out)
+    return begin_parent(
+        storage.join(out, COMPARISON),
         uri,
-        experiment=config.tracking.experiment,
         name=f"compare-{Path(out).name}",
+        kind="comparison",
         artifacts=storage.join(runs_of(config), "artifacts"),
         parameters={**lists, **plain},
-        tags={"gracl.kind": "comparison"} | nesting(config.tracking.parent),
+        tracking=config.tracking,
     )
-    storage.write_bytes(place, json.dumps({"mlflow_run_id": parent, "tracking_uri": uri}, indent=1).encode())
-    return parent
 
 
 def told(failures: Mapping[str, str], runs: int, table: str) -> str:
@@ -149,17 +122,3 @@ def told(failures: Mapping[str, str], runs: int, table: str) -> str:
         f"{len(failures)} that failed ({', '.join(failures)})",
         f"their reasons are in {table}; the same command tries them again and repeats nothing else",
     )
-
-
-def leave(trials: Sequence[Trial], uri: str) -> None:
-    """MLflow hears that runs were stopped which cannot say so themselves, since their processes are killed."""
-    for trial in trials:
-        place = storage.join(trial.config.runs, trial.name, RECORD)
-        saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
-        if saved and saved["finished"] < trial.config.epochs:
-            attempt(uri, partial(_close, saved["mlflow_run_id"]), f"that {trial.name} was stopped")
-
-
-def _close(run_id: str, client: MlflowClient) -> None:
-    if client.get_run(run_id).info.status == "RUNNING":  # one that failed before has said so
-        client.set_terminated(run_id, status="KILLED")

@@ -1,13 +1,13 @@
 """train(config): shards -> checkpoints, on Ray Train with the relation actor beside it, recorded in MLflow."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from gracl.config import TrainConfig
@@ -27,8 +27,12 @@ from gracl.runtime.tracking import MlflowCallback, attempt, closing, tracking_ur
 from gracl.runtime.worker import Job, Lesson, Source, train_worker
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
     """Trains until `config.epochs` are done, resuming the run of that name where there is one.
+
+    Args:
+        config: the run.
+        callbacks: hear of each epoch in the controller of Ray Train, after MLflow; their hooks must not raise.
 
     Returns:
         The result that the door prints: names, paths, first, best and final retrieval, seconds by phase.
@@ -51,7 +55,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             run = register(run, uri)
             say(f"run {run.name} in {run.folder}; Ctrl-C stops it, name={run.name} resumes it")
             with closing(uri, run.record["mlflow_run_id"]):
-                learn(run, uri)
+                learn(run, uri, callbacks)
     except KeyboardInterrupt:
         say(f"stopped; the epochs that are done are kept. To go on, run the same command with name={run.name}")
         raise
@@ -74,7 +78,7 @@ def demand(config: TrainConfig) -> Demand:
     )
 
 
-def learn(run: Run, uri: str) -> None:
+def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
     """The run itself: board, relation actor, stream, ranks; then its pictures and tables."""
     config, run_id = run.config, run.record["mlflow_run_id"]
     board = open_board()
@@ -98,7 +102,7 @@ def learn(run: Run, uri: str) -> None:
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="val/mAP" if config.data.query else None
             ),  # the best and, whatever its score, the last
-            callbacks=[MlflowCallback(uri, run_id)],
+            callbacks=[MlflowCallback(uri, run_id), *callbacks],
         ),
         **streamed(run, board),
     )

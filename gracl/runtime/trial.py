@@ -25,8 +25,6 @@ from gracl.runtime.train import train
 from gracl.runtime.truth import final_labels, label_figures
 
 RECORD = "compared.json"
-# Of what Tune reserves for a trial, since it knows no trial that reserves nothing.
-TRIAL_CPUS = 0.01
 
 
 def learn_trial(chosen: Mapping[str, str], trials: Mapping[str, Trial], metric: str) -> None:

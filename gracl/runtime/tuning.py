@@ -12,9 +12,10 @@ from ray import cloudpickle, tune
 from gracl.images import storage
 from gracl.retrieval.comparison import METRICS
 from gracl.runtime.grid import Trial
+from gracl.runtime.many import TRIAL_CPUS
 from gracl.runtime.session import interruptible
 from gracl.runtime.terminal import clock, say
-from gracl.runtime.trial import TRIAL_CPUS, learn_trial
+from gracl.runtime.trial import learn_trial
 
 
 class Told(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any

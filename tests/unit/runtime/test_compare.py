@@ -13,9 +13,10 @@ from mlflow import MlflowClient
 from gracl.errors import ClusteringCollapsed, ConfigError
 from gracl.images import storage
 from gracl.images.shards import ShardStore
-from gracl.runtime import compare as door
-from gracl.runtime.compare import checked, demand_of, leave, under, unrecorded
+from gracl.runtime import many
+from gracl.runtime.compare import checked, under, unrecorded
 from gracl.runtime.grid import Trial
+from gracl.runtime.many import demand_of, leave
 from gracl.runtime.runs import prepare
 from gracl.runtime.trial import cameras_used, describe_run, recorded
 from gracl.runtime.truth import label_figures
@@ -103,22 +104,25 @@ def test_mlflow_hears_of_runs_that_were_stopped_in_the_middle(trial, monkeypatch
         def set_terminated(self, run_id, status):
             stopped.append((run_id, status))
 
-    monkeypatch.setattr(door, "attempt", lambda uri, write, what: write(Client()))
-    leave([trial], "uri")  # it has not begun
+    monkeypatch.setattr(many, "attempt", lambda uri, write, what: write(Client()))
+    leave([trial.config], "uri")  # it has not begun
     for finished in (3, 1, 0):  # done, at work, failed before
         place = f"{trial.config.runs}/{trial.name}/run.json"
         storage.write_bytes(place, json.dumps({"mlflow_run_id": f"id{finished}", "finished": finished}).encode())
-        leave([trial], "uri")
+        leave([trial.config], "uri")
     assert stopped == [("id1", "KILLED")]
 
 
 def test_the_demand_is_that_of_the_largest_runs_at_a_time(trial):
     scale = trial.config.scale.model_copy(update={"workers": 2, "worker_gpus": 1.0})
     large = replace(trial, config=trial.config.model_copy(update={"scale": scale}))
-    one, two = demand_of([trial, large, trial], 1), demand_of([trial, large, trial], 2)
+    one, two = (
+        demand_of([trial.config, large.config, trial.config], 1),
+        demand_of([trial.config, large.config, trial.config], 2),
+    )
     assert (one.cpus, one.gpus) == pytest.approx((2.01, 2))
     assert (two.cpus, two.gpus) == pytest.approx((3.52, 2))
-    assert demand_of([trial], 5).cpus == pytest.approx(1.51)
+    assert demand_of([trial.config], 5).cpus == pytest.approx(1.51)
     assert "2 runs at a time, each of 2 workers" in two.parts
     assert two.largest == (1.0, 0.5)
 

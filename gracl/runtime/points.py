@@ -1,0 +1,155 @@
+"""The points of a search: the training config of each, and what is refused before a cluster is touched."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from numpy.random import RandomState
+from ray import tune
+
+from gracl.cli import fields, load_config
+from gracl.config import JudgedMetric, TrainConfig, TuneConfig
+from gracl.errors import ConfigError, expected
+from gracl.sections import Domain, Scalar
+
+Values = Mapping[str, Scalar]
+# Combinations of the ends of ranges that are tried as configs; beyond, each end by itself.
+_MOST_CORNERS = 256
+# What the search decides for all of its trials.
+_OURS = ("name", "runs", "tracking")
+
+
+def config_of(config: TuneConfig, values: Values, runs: str) -> TrainConfig:
+    """The training config of a trial, under a name that is the same wherever these values come again.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        asked = load_config(TrainConfig, [*config.base, *arguments_of(values)])
+    except ConfigError as error:
+        raise ConfigError(f"{told(values) or 'base'}: {error}") from None
+    return asked.model_copy(update={"name": name_of(values), "runs": runs, "tracking": config.tracking})
+
+
+def arguments_of(values: Values) -> list[str]:
+    """What one would type for these values."""
+    return [f"{name}={json.dumps(value)}" for name, value in values.items()]
+
+
+def name_of(values: Values) -> str:
+    """The name of a trial: a digest of its values."""
+    return "t-" + hashlib.sha256(json.dumps(dict(sorted(values.items()))).encode()).hexdigest()[:10]
+
+
+def told(values: Values) -> str:
+    """The values of a trial in words."""
+    words = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    return ", ".join(f"{name}={value}" for name, value in words.items())
+
+
+def combinations(space: Mapping[str, Domain]) -> list[dict[str, Scalar]]:
+    """Every combination of the ends or values of the domains, the last setting running fastest."""
+    every = itertools.product(*(domain.ends for domain in space.values()))
+    return [dict(zip(space, values, strict=True)) for values in every]
+
+
+def check_search(config: TuneConfig) -> None:
+    """Refuses a search of which some trial could not be what it is to be, or that could not choose.
+
+    Raises:
+        ConfigError: with the setting to change.
+    """
+    known = {name for name, _, _ in fields(TrainConfig)}
+    for name in config.space:
+        if name not in known:
+            # The nearest one is named by the loader that every door has.
+            load_config(TrainConfig, [*config.base, f"{name}=0"])
+        if name.split(".")[0] in _OURS:
+            raise ConfigError(expected("a space without " + ", ".join(_OURS), name, "the search decides these"))
+    base = load_config(TrainConfig, config.base)
+    taken = [name for name in _OURS if name in base.model_fields_set]
+    if taken:
+        what = f"a base without {', '.join(taken)}"
+        raise ConfigError(expected(what, " ".join(config.base), "use out=, runs= and tracking. of the search"))
+    for corner in corners(config.space):
+        _check_objective(config, config_of(config, corner, "runs"), corner)
+
+
+def corners(space: Mapping[str, Domain]) -> Sequence[dict[str, Scalar]]:
+    """Where the space is most likely to hold what cannot be: all combinations of ends, or each end by itself."""
+    many = 1
+    for domain in space.values():
+        many *= len(domain.ends)
+    if many <= _MOST_CORNERS:
+        return combinations(space)
+    first = {name: domain.ends[0] for name, domain in space.items()}
+    return [first | {name: end} for name, domain in space.items() for end in domain.ends]
+
+
+def _check_objective(config: TuneConfig, one: TrainConfig, values: Values) -> None:
+    where = told(values)
+    if config.metric in get_args(JudgedMetric) and not one.data.query:
+        raise ConfigError(
+            expected(
+                f"splits to be judged on with metric={config.metric}",
+                f"none ({where})",
+                "name data.query and data.gallery, or take metric=cluster/covered_silhouette",
+            )
+        )
+    if config.scheduler == "none":
+        return
+    # The first epoch that is told of at which asha may decide.
+    every = one.eval_every if config.metric in get_args(JudgedMetric) else 1
+    first = -(-config.grace // every) * every
+    if first >= one.epochs:
+        raise ConfigError(
+            expected(
+                f"an epoch with {config.metric} from grace={config.grace} on, before the last, for asha to decide at",
+                f"epochs={one.epochs}, the first at {first} ({where})",
+                "lower grace or eval_every, raise epochs, or set scheduler=none",
+            )
+        )
+
+
+def points(config: TuneConfig) -> list[dict[str, Scalar]]:
+    """The points of a search that are known before it begins: all of a grid, those drawn at random; none for tpe."""
+    if config.search == "grid":
+        return combinations(config.space)
+    if config.search == "tpe":
+        return []
+    dice, found = RandomState(config.seed), dict[str, dict[str, Scalar]]()
+    domains = distributions(config.space)
+    # A choice among few values comes up twice; each point is tried once.
+    for _ in range(1000 * config.trials):
+        values = {name: _plain(domain.sample(random_state=dice)) for name, domain in domains.items()}
+        found.setdefault(name_of(values), values)
+        if len(found) == config.trials:
+            return list(found.values())
+    raise ConfigError(
+        expected(f"{config.trials} different points", f"{len(found)} in this space", "lower trials, or set search=grid")
+    )
+
+
+def distributions(space: Mapping[str, Domain]) -> dict[str, tune.search.sample.Domain]:
+    """The domains as Ray Tune has them."""
+    return {name: _distribution(domain) for name, domain in space.items()}
+
+
+def _distribution(domain: Domain) -> tune.search.sample.Domain:
+    low, high = domain.ends[0], domain.ends[-1]
+    if domain.kind == "uniform":
+        return tune.uniform(low, high)
+    if domain.kind == "loguniform":
+        return tune.loguniform(low, high)
+    if domain.kind == "integers":
+        return tune.randint(low, int(high) + 1)
+    return tune.choice(list(domain.ends))
+
+
+def _plain(value: Scalar | Any) -> Scalar:
+    """A drawn value as Python has it; six digits of a float are more than a search can tell apart."""
+    plain: Scalar = value.item() if hasattr(value, "item") else value
+    return float(f"{plain:.6g}") if isinstance(plain, float) else plain

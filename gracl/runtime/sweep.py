@@ -1,0 +1,282 @@
+"""sweep(config): trials of a search through Ray Tune, each trained as at the training door, in one table.
+
+A record of each trial says what became of it, so the same command goes on where it was stopped and repeats nothing
+that is done; Tune's own state is of no use to us and is not read.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from gracl.config import TuneConfig
+from gracl.errors import CheckpointError, ConfigError, GraclError, TrainingFailed, expected
+from gracl.idle import idle
+from gracl.images import storage
+from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave
+from gracl.runtime.points import Values, check_search, config_of, corners, distributions, name_of, points, told
+from gracl.runtime.runs import RECORD, prepare
+from gracl.runtime.search_findings import report
+from gracl.runtime.session import interruptible, session
+from gracl.runtime.sweep_trial import POINT, Point, Search, search_trial
+from gracl.runtime.terminal import clock, say
+from gracl.runtime.tracking import attempt, closing, tracking_uri
+from gracl.runtime.tuning import error_of, quieten_tune, reason
+
+SEARCH = "search.json"
+# What may be changed when a search goes on: how many trials, how many at a time, who is told.
+_FREE = ("trials", "concurrent", "out", "runs", "tracking")
+ENDED = ("done", "stopped")
+
+
+def sweep(config: TuneConfig) -> dict[str, Any]:
+    """Tries the points that have not been tried yet and writes the table of all.
+
+    Returns:
+        Folder, paths of what was written, the best trial that did all epochs, how many ended how, rank correlations.
+
+    Raises:
+        ConfigError, ShardError, CheckpointError: before Ray starts, when a trial cannot be what it is to be; and from a
+            cluster that can never hold `concurrent` trials, before anything is written.
+        TrainingFailed: no trial did all its epochs.
+    """
+    check_search(config)
+    config = _with_whole_places(config)
+    uri = tracking_uri(config.tracking.uri, config.runs)
+    _check_same(config)
+    search = Search(config, config.runs, storage.join(config.out, "trials"))
+    known = {point.name: point for point in search.known()}
+    listed = points(config)
+    _check_trials(config, listed or list(corners(config.space))[:1])
+    open_points = [values for values in listed if name_of(values) not in known or not _ended(known[name_of(values)])]
+    ended = sum(_ended(point) for point in known.values())
+    left = len(open_points) if config.search != "tpe" else max(0, config.trials - ended)
+    say(f"{len(listed) or config.trials} trials in {config.out}, {ended} of them done")
+    try:
+        with session(_demand(config, left)) if left else nullcontext():
+            parent = _begin(config, uri)
+            with closing(uri, parent):
+                if left:
+                    tried = config.model_copy(
+                        update={"tracking": config.tracking.model_copy(update={"parent": parent})}
+                    )
+                    _learn(replace(search, config=tried), open_points, list(known.values()), left, uri)
+                found = search.known()
+                result = report(config, found, uri, parent)
+                if not result["best"]:
+                    raise TrainingFailed(
+                        expected("a trial that does all its epochs", "none", f"{result['table']} has the reasons")
+                    )
+    except KeyboardInterrupt:
+        begun = [point for point in search.known() if point.state == "begun"]
+        leave([config_of(config, point.values, config.runs) for point in begun], uri)
+        say("stopped; what is done is kept. To go on, run the same command")
+        raise
+    return result
+
+
+def _ended(point: Point) -> bool:
+    return point.state in ENDED
+
+
+def _with_whole_places(config: TuneConfig) -> TuneConfig:
+    """Ray's workers run in other folders, so a relative path would be another one there."""
+    out = storage.absolute(config.out)
+    return config.model_copy(
+        update={"out": out, "runs": storage.absolute(config.runs) if config.runs else storage.join(out, "runs")}
+    )
+
+
+def _check_same(config: TuneConfig) -> None:
+    """Refuses to put the trials of two searches into one table.
+
+    Raises:
+        ConfigError: `out` has those of another.
+    """
+    place = storage.join(config.out, SEARCH)
+    asked = json.loads(config.model_dump_json(exclude=set(_FREE)))
+    if not storage.exists(place):
+        return
+    saved = json.loads(storage.read_bytes(place)).get("search", {})
+    changed = [name for name in asked if saved.get(name) != asked[name]]
+    if changed:
+        raise ConfigError(
+            expected(f"the search that is in {config.out}", f"another {', '.join(changed)}", "choose another out=")
+        )
+
+
+def _check_trials(config: TuneConfig, some: Sequence[Values]) -> None:
+    """Refuses what a training would refuse at its own door, for each point that is known."""
+    if config.search == "tpe" and find_spec("optuna") is None:
+        what = expected("the package optuna for search=tpe", "no such package", "install gracl[tpe], or search=random")
+        raise ConfigError(what)
+    notes: dict[str, None] = {}
+    for values in some:
+        try:
+            run = prepare(config_of(config, values, config.runs))
+        except CheckpointError as error:
+            folder = storage.join(config.runs, name_of(values))
+            raise ConfigError(f"{told(values)}: {error}; here: choose another out=, or delete {folder}") from None
+        except GraclError as error:
+            raise type(error)(f"{told(values)}: {error}") from None
+        notes |= dict.fromkeys(idle(run.config))
+    for words in notes:
+        say(f"note: {words}")
+
+
+def _demand(config: TuneConfig, left: int) -> Any:
+    """What the trials hold at one time; a search may itself choose how much one holds, so the largest counts."""
+    configs = [config_of(config, corner, config.runs) for corner in corners(config.space)]
+    largest = max(configs, key=lambda one: (demand_of([one], 1).gpus, demand_of([one], 1).cpus))
+    return demand_of([largest] * min(left, config.concurrent), config.concurrent)
+
+
+def _begin(config: TuneConfig, uri: str) -> str:
+    """The id of the search's MLflow run; and what the search is, for those that go on with it."""
+    place = storage.join(config.out, SEARCH)
+    saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+    saved["search"] = json.loads(config.model_dump_json(exclude=set(_FREE)))
+    storage.write_bytes(place, json.dumps(saved, indent=1).encode())
+    space = {f"space.{name}": f"{domain.kind} {list(domain.ends)}" for name, domain in config.space.items()}
+    plain = {name: getattr(config, name) for name in ("base", "metric", "search", "trials", "scheduler", "seed")}
+    return begin_parent(
+        place,
+        uri,
+        name=f"search-{Path(config.out).name}",
+        kind="search",
+        artifacts=storage.join(config.runs, "artifacts"),
+        parameters={**space, **plain},
+        tracking=config.tracking,
+    )
+
+
+class Listener(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any
+    """Says on the terminal what begins and ends, and keeps what a trial that did not end by itself had reached."""
+
+    def __init__(self, search: Search, trials: int, uri: str) -> None:
+        self._search, self._trials, self._uri = search, trials, uri
+        self._ended, self._begun = 0, time.monotonic()
+        self._seen: dict[str, list[dict[str, float]]] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial begins."""
+        values = trial.config[POINT]
+        say(f"{name_of(values)} ({told(values)}): begins or goes on")
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+        """A judged epoch is told."""
+        self._seen.setdefault(name_of(trial.config[POINT]), []).append(dict(result["figures"]))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial is done, or the scheduler has stopped it."""
+        name, metric = name_of(trial.config[POINT]), self._search.config.metric
+        point = self._search.read(name)
+        if point and point.state != "done":
+            seen = self._seen.get(name, [])
+            point = replace(point, state="stopped", history=seen, epochs=int(seen[-1]["epoch"]) if seen else 0)
+            self._search.write(point)
+            self._say_stopped(point)
+        reached = point.reached(metric) if point else None
+        how = "no figure" if reached is None else f"{metric} {reached:.4f}"
+        self._end(
+            trial,
+            f"{how}{'' if point and point.state == 'done' else f', stopped at epoch {point.epochs}' if point else ''}",
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed; the others go on."""
+        values, why = trial.config[POINT], reason(error_of(trial))
+        point = self._search.read(name_of(values)) or Point(name_of(values), dict(values))
+        seen = self._seen.get(point.name, [])
+        self._search.write(replace(point, state="failed", why=why, history=seen))
+        self._end(trial, f"failed: {why}")
+
+    def _say_stopped(self, point: Point) -> None:
+        """The MLflow run of a trial that was stopped ends well: its process is gone and cannot say so."""
+        place = storage.join(self._search.runs, point.name, RECORD)
+        if storage.exists(place):
+            run_id = json.loads(storage.read_bytes(place))["mlflow_run_id"]
+            attempt(self._uri, partial(_end_early, run_id, point.epochs), f"that {point.name} was stopped early")
+
+    def _end(self, trial: Any, how: str) -> None:
+        self._ended += 1
+        pace = (time.monotonic() - self._begun) / self._ended
+        left = f"{clock(pace * (self._trials - self._ended))} left" if self._ended < self._trials else "all ended"
+        say(f"{name_of(trial.config[POINT])}: {how} ({self._ended}/{self._trials}, {left})")
+
+
+def _end_early(run_id: str, epochs: int, client: MlflowClient) -> None:
+    client.set_tag(run_id, "gracl.stopped_early", str(epochs))
+    client.set_terminated(run_id, status="FINISHED")
+
+
+def _learn(search: Search, listed: Sequence[Values], known: Sequence[Point], left: int, uri: str) -> None:
+    """Runs the trials through Tune, so many at a time."""
+    quieten_tune()
+    config, scratch = search.config, storage.join(search.config.out, "tune")
+    algorithm = _proposals(config, known) if config.search == "tpe" else None
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(search_trial, search=search), {"cpu": TRIAL_CPUS}),
+        # The space of proposals is known to who makes them.
+        param_space=None if algorithm else {POINT: tune.grid_search([dict(values) for values in listed])},
+        tune_config=tune.TuneConfig(
+            metric=config.metric,
+            mode="max",
+            num_samples=left if algorithm else 1,
+            search_alg=algorithm,
+            scheduler=_scheduler(config),
+            max_concurrent_trials=config.concurrent,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=scratch,
+            callbacks=[Listener(search, left, uri)],
+            verbose=0,
+        ),
+    )
+    try:
+        with interruptible():
+            tuner.fit()
+    finally:
+        storage.remove(scratch)
+
+
+def _scheduler(config: TuneConfig) -> TrialScheduler | None:
+    if config.scheduler == "none":
+        return None
+    most = max(config_of(config, corner, config.runs).epochs for corner in corners(config.space))
+    return ASHAScheduler(time_attr="epoch", max_t=most, grace_period=config.grace, reduction_factor=config.reduction)
+
+
+def _proposals(config: TuneConfig, known: Sequence[Point]) -> OptunaSearch:
+    """Tree-structured Parzen estimation that knows what was tried, and begins with what was begun."""
+    logging.getLogger("optuna").setLevel(logging.WARNING)
+    flat = {f"{POINT}/{name}": domain for name, domain in distributions(config.space).items()}
+
+    def flatten(point: Point) -> dict[str, Any]:
+        return {f"{POINT}/{name}": value for name, value in point.values.items()}
+
+    ended = [point for point in known if _ended(point) and point.history]
+    searcher = OptunaSearch(
+        flat,
+        metric=config.metric,
+        mode="max",
+        points_to_evaluate=[flatten(point) for point in known if not _ended(point)] or None,
+        # Another seed each time: with the same one what is drawn at first would be drawn again.
+        seed=config.seed + len(known),
+    )
+    for point in ended:
+        searcher.add_evaluated_point(flatten(point), point.history[-1][config.metric])
+    return searcher

@@ -1,0 +1,137 @@
+"""One trial of a search: trained as at the training door, its judged epochs told to Tune as they come.
+
+What is known of a trial lies in a record of its own from its beginning on, so that a search that is stopped anyhow can
+go on; Tune's own state is of no use to us and is not read.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+import ray
+from ray import tune
+from ray.train import UserCallback
+from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from gracl.config import TuneConfig
+from gracl.images import storage
+from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.points import Values, config_of, name_of
+from gracl.runtime.session import quieten, refusals
+from gracl.runtime.train import train
+
+POINT = "point"
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is known of one trial.
+
+    Attributes:
+        name: of its run.
+        values: of the settings that are searched.
+        state: "begun" as long as nobody knows better; "stopped" by the scheduler.
+        epochs: completed and told of.
+        history: the figures of each epoch that had the metric, in order.
+        why: it failed.
+    """
+
+    name: str
+    values: dict[str, Any]
+    state: Literal["begun", "done", "stopped", "failed"] = "begun"
+    epochs: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    why: str = ""
+
+    def reached(self, metric: str) -> float | None:
+        """The metric at the last epoch that is known; None where there is none."""
+        return self.history[-1][metric] if self.history else None
+
+
+@dataclass(frozen=True)
+class Search:
+    """What every trial of a search has in common; `config` has whole paths and the parent of the MLflow runs."""
+
+    config: TuneConfig
+    runs: str
+    records: str
+
+    def place(self, name: str) -> str:
+        """Where the record of a trial lies."""
+        return storage.join(self.records, f"{name}.json")
+
+    def write(self, point: Point) -> None:
+        """Puts a record in the place of the one before."""
+        storage.write_bytes(self.place(point.name), json.dumps(asdict(point), indent=1).encode())
+
+    def read(self, name: str) -> Point | None:
+        """The record of a trial; None where there is none, or one of another make."""
+        if not storage.exists(self.place(name)):
+            return None
+        saved: dict[str, Any] = json.loads(storage.read_bytes(self.place(name)))
+        return Point(**saved) if {*saved} == {one.name for one in fields(Point)} else None
+
+    def known(self) -> list[Point]:
+        """All trials that have begun, in order of name."""
+        names = sorted(name.removesuffix(".json") for name in storage.names_in(self.records))
+        return [point for name in names if (point := self.read(name))]
+
+
+class QueueCallback(UserCallback):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any
+    """Puts each epoch's report into a queue, from the controller of Ray Train."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """The figures of rank 0, which are those of all."""
+        self._queue.put(metrics[0])
+
+
+def search_trial(chosen: Mapping[str, Values], search: Search) -> None:
+    """What Ray Tune runs for each trial: `chosen["point"]` has the values of the settings that are searched.
+
+    The training happens in a Ray task outside the trial's placement group, as in a comparison (`trial.learn_trial`).
+    The last epoch is told when its record is written: at the last epoch Tune may end this process.
+    """
+    values = dict(chosen[POINT])
+    point, config = Point(name_of(values), values), config_of(search.config, values, search.runs)
+    search.write(point)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    task = ray.remote(num_cpus=0, max_retries=0)(finish).options(scheduling_strategy=here).remote(config, queue)
+    metric, last = search.config.metric, config.epochs
+    waiting = True
+    while waiting:
+        waiting = not ray.wait([task], timeout=0.5)[0]
+        for figures in taken(queue):
+            if metric in figures and figures["epoch"] < last:
+                _tell(figures, metric)
+    with refusals():
+        history = ray.get(task)
+    judged = [row for row in history if metric in row]
+    search.write(replace(point, state="done", epochs=len(history), history=judged))
+    _tell(judged[-1], metric)
+
+
+def taken(queue: Queue) -> list[dict[str, float]]:
+    """All that lies in a queue."""
+    found = []
+    while True:
+        try:
+            found.append(queue.get(block=False))
+        except Empty:
+            return found
+
+
+def _tell(figures: Mapping[str, float], metric: str) -> None:
+    tune.report({metric: figures[metric], "epoch": int(figures["epoch"]), "figures": dict(figures)})
+
+
+def finish(config: Any, queue: Queue) -> list[dict[str, float]]:
+    """Trains, or resumes, or finds it done: the figures of all epochs."""
+    quieten()
+    result = train(config, callbacks=[QueueCallback(queue)])
+    return list(load_run_state(result["checkpoint"]).history)

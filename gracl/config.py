@@ -35,7 +35,7 @@ from gracl.sections import (
     Views,
 )
 
-# Of what a search may seek: what every judged epoch tells, and what every epoch tells without any identity.
+# Of what a sweep may seek: what every judged epoch tells, and what every epoch tells without any identity.
 JudgedMetric = Literal["val/mAP", "val/mINP", "val/rank1", "val/rank5", "val/rank10"]
 UnjudgedMetric = Literal["cluster/silhouette", "cluster/covered_silhouette"]
 # Part of a run's name, and so of a folder's.
@@ -347,7 +347,7 @@ class CompareConfig(Section):
 
 
 class TuneConfig(Section):
-    """A search over settings of the training config, each trial a training as at its own door."""
+    """A sweep over settings of the training config, each trial a training as at its own door."""
 
     base: Arguments = Field(min_length=1, description="what one would type behind pipelines/train.py for every trial")
     space: dict[str, Domain] = Field(min_length=1, description="dotted settings, and the values they may take")

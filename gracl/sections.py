@@ -280,7 +280,7 @@ class Tracking(Section):
 
 
 class Domain(Section):
-    """The values that a search may give to one setting: exactly one of these."""
+    """The values that a sweep may give to one setting: exactly one of these."""
 
     uniform: tuple[float, float] | None = Field(None, description="from, to")
     loguniform: tuple[float, float] | None = Field(None, description="from, to, both above 0; even in the logarithm")

@@ -1,4 +1,4 @@
-"""A search over settings through Ray Tune, each trial a training as at its own door: table, pictures, best preset.
+"""A sweep over settings through Ray Tune, each trial a training as at its own door: table, pictures, best preset.
 
 python pipelines/tune.py tune_configs/temperatures.yaml trials=24 out=sweeps/temperatures
 ray job submit --working-dir . -- python pipelines/tune.py tune_configs/temperatures.yaml out=/shared/sweep

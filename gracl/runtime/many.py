@@ -1,4 +1,4 @@
-"""What a comparison and a search have in common: many trainings at a time, under one MLflow run."""
+"""What a comparison and a sweep have in common: many trainings at a time, under one MLflow run."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The points of a search: the training config of each, and what is refused before a cluster is touched."""
+"""The points of a sweep: the training config of each, and what is refused before a cluster is touched."""
 
 import hashlib
 import itertools
@@ -17,7 +17,7 @@ from gracl.sections import Domain, Scalar
 Values = Mapping[str, Scalar]
 # Combinations of the ends of ranges that are tried as configs; beyond, each end by itself.
 _MOST_CORNERS = 256
-# What the search decides for all of its trials.
+# What the sweep decides for all of its trials.
 _OURS = ("name", "runs", "tracking")
 
 
@@ -56,8 +56,8 @@ def combinations(space: Mapping[str, Domain]) -> list[dict[str, Scalar]]:
     return [dict(zip(space, values, strict=True)) for values in every]
 
 
-def check_search(config: TuneConfig) -> None:
-    """Refuses a search of which some trial could not be what it is to be, or that could not choose.
+def check_sweep(config: TuneConfig) -> None:
+    """Refuses a sweep of which some trial could not be what it is to be, or that could not choose.
 
     Raises:
         ConfigError: with the setting to change.
@@ -68,12 +68,12 @@ def check_search(config: TuneConfig) -> None:
             # The nearest one is named by the loader that every door has.
             load_config(TrainConfig, [*config.base, f"{name}=0"])
         if name.split(".")[0] in _OURS:
-            raise ConfigError(expected("a space without " + ", ".join(_OURS), name, "the search decides these"))
+            raise ConfigError(expected("a space without " + ", ".join(_OURS), name, "the sweep decides these"))
     base = load_config(TrainConfig, config.base)
     taken = [name for name in _OURS if name in base.model_fields_set]
     if taken:
         what = f"a base without {', '.join(taken)}"
-        raise ConfigError(expected(what, " ".join(config.base), "use out=, runs= and tracking. of the search"))
+        raise ConfigError(expected(what, " ".join(config.base), "use out=, runs= and tracking. of the sweep"))
     for corner in corners(config.space):
         _check_objective(config, config_of(config, corner, "runs"), corner)
 
@@ -115,7 +115,7 @@ def _check_objective(config: TuneConfig, one: TrainConfig, values: Values) -> No
 
 
 def points(config: TuneConfig) -> list[dict[str, Scalar]]:
-    """The points of a search that are known before it begins: all of a grid, those drawn at random; none for tpe."""
+    """The points of a sweep that are known before it begins: all of a grid, those drawn at random; none for tpe."""
     if config.search == "grid":
         return combinations(config.space)
     if config.search == "tpe":
@@ -150,6 +150,6 @@ def _distribution(domain: Domain) -> tune.search.sample.Domain:
 
 
 def _plain(value: Scalar | Any) -> Scalar:
-    """A drawn value as Python has it; six digits of a float are more than a search can tell apart."""
+    """A drawn value as Python has it; six digits of a float are more than a sweep can tell apart."""
     plain: Scalar = value.item() if hasattr(value, "item") else value
     return float(f"{plain:.6g}") if isinstance(plain, float) else plain

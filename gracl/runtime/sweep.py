@@ -1,4 +1,4 @@
-"""sweep(config): trials of a search through Ray Tune, each trained as at the training door, in one table.
+"""sweep(config): trials of a sweep through Ray Tune, each trained as at the training door, in one table.
 
 A record of each trial says what became of it, so the same command goes on where it was stopped and repeats nothing
 that is done; Tune's own state is of no use to us and is not read.
@@ -25,17 +25,17 @@ from gracl.errors import CheckpointError, ConfigError, GraclError, TrainingFaile
 from gracl.idle import idle
 from gracl.images import storage
 from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave
-from gracl.runtime.points import Values, check_search, config_of, corners, distributions, name_of, points, told
+from gracl.runtime.points import Values, check_sweep, config_of, corners, distributions, name_of, points, told
 from gracl.runtime.runs import RECORD, prepare
-from gracl.runtime.search_findings import report
 from gracl.runtime.session import interruptible, session
-from gracl.runtime.sweep_trial import POINT, Point, Search, search_trial
+from gracl.runtime.sweep_findings import report
+from gracl.runtime.sweep_trial import POINT, Point, Sweep, sweep_trial
 from gracl.runtime.terminal import clock, say
 from gracl.runtime.tracking import attempt, closing, tracking_uri
 from gracl.runtime.tuning import error_of, quieten_tune, reason
 
-SEARCH = "search.json"
-# What may be changed when a search goes on: how many trials, how many at a time, who is told.
+SWEEP = "sweep.json"
+# What may be changed when a sweep goes on: how many trials, how many at a time, who is told.
 _FREE = ("trials", "concurrent", "out", "runs", "tracking")
 ENDED = ("done", "stopped")
 
@@ -51,12 +51,12 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
             cluster that can never hold `concurrent` trials, before anything is written.
         TrainingFailed: no trial did all its epochs.
     """
-    check_search(config)
+    check_sweep(config)
     config = _with_whole_places(config)
     uri = tracking_uri(config.tracking.uri, config.runs)
     _check_same(config)
-    search = Search(config, config.runs, storage.join(config.out, "trials"))
-    known = {point.name: point for point in search.known()}
+    swept = Sweep(config, config.runs, storage.join(config.out, "trials"))
+    known = {point.name: point for point in swept.known()}
     listed = points(config)
     _check_trials(config, listed or list(corners(config.space))[:1])
     open_points = [values for values in listed if name_of(values) not in known or not _ended(known[name_of(values)])]
@@ -71,15 +71,15 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
                     tried = config.model_copy(
                         update={"tracking": config.tracking.model_copy(update={"parent": parent})}
                     )
-                    _learn(replace(search, config=tried), open_points, list(known.values()), left, uri)
-                found = search.known()
+                    _learn(replace(swept, config=tried), open_points, list(known.values()), left, uri)
+                found = swept.known()
                 result = report(config, found, uri, parent)
                 if not result["best"]:
                     raise TrainingFailed(
                         expected("a trial that does all its epochs", "none", f"{result['table']} has the reasons")
                     )
     except KeyboardInterrupt:
-        begun = [point for point in search.known() if point.state == "begun"]
+        begun = [point for point in swept.known() if point.state == "begun"]
         leave([config_of(config, point.values, config.runs) for point in begun], uri)
         say("stopped; what is done is kept. To go on, run the same command")
         raise
@@ -99,12 +99,12 @@ def _with_whole_places(config: TuneConfig) -> TuneConfig:
 
 
 def _check_same(config: TuneConfig) -> None:
-    """Refuses to put the trials of two searches into one table.
+    """Refuses to put the trials of two sweeps into one table.
 
     Raises:
         ConfigError: `out` has those of another.
     """
-    place = storage.join(config.out, SEARCH)
+    place = storage.join(config.out, SWEEP)
     asked = json.loads(config.model_dump_json(exclude=set(_FREE)))
     if not storage.exists(place):
         return
@@ -112,7 +112,7 @@ def _check_same(config: TuneConfig) -> None:
     changed = [name for name in asked if saved.get(name) != asked[name]]
     if changed:
         raise ConfigError(
-            expected(f"the search that is in {config.out}", f"another {', '.join(changed)}", "choose another out=")
+            expected(f"the sweep that is in {config.out}", f"another {', '.join(changed)}", "choose another out=")
         )
 
 
@@ -136,15 +136,15 @@ def _check_trials(config: TuneConfig, some: Sequence[Values]) -> None:
 
 
 def _demand(config: TuneConfig, left: int) -> Any:
-    """What the trials hold at one time; a search may itself choose how much one holds, so the largest counts."""
+    """What the trials hold at one time; a sweep may itself choose how much one holds, so the largest counts."""
     configs = [config_of(config, corner, config.runs) for corner in corners(config.space)]
     largest = max(configs, key=lambda one: (demand_of([one], 1).gpus, demand_of([one], 1).cpus))
     return demand_of([largest] * min(left, config.concurrent), config.concurrent)
 
 
 def _begin(config: TuneConfig, uri: str) -> str:
-    """The id of the search's MLflow run; and what the search is, for those that go on with it."""
-    place = storage.join(config.out, SEARCH)
+    """The id of the sweep's MLflow run; and what the sweep is, for those that go on with it."""
+    place = storage.join(config.out, SWEEP)
     saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
     saved["search"] = json.loads(config.model_dump_json(exclude=set(_FREE)))
     storage.write_bytes(place, json.dumps(saved, indent=1).encode())
@@ -153,8 +153,8 @@ def _begin(config: TuneConfig, uri: str) -> str:
     return begin_parent(
         place,
         uri,
-        name=f"search-{Path(config.out).name}",
-        kind="search",
+        name=f"sweep-{Path(config.out).name}",
+        kind="sweep",
         artifacts=storage.join(config.runs, "artifacts"),
         parameters={**space, **plain},
         tracking=config.tracking,
@@ -164,8 +164,8 @@ def _begin(config: TuneConfig, uri: str) -> str:
 class Listener(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any
     """Says on the terminal what begins and ends, and keeps what a trial that did not end by itself had reached."""
 
-    def __init__(self, search: Search, trials: int, uri: str) -> None:
-        self._search, self._trials, self._uri = search, trials, uri
+    def __init__(self, swept: Sweep, trials: int, uri: str) -> None:
+        self._sweep, self._trials, self._uri = swept, trials, uri
         self._ended, self._begun = 0, time.monotonic()
         self._seen: dict[str, list[dict[str, float]]] = {}
 
@@ -180,12 +180,12 @@ class Listener(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial is done, or the scheduler has stopped it."""
-        name, metric = name_of(trial.config[POINT]), self._search.config.metric
-        point = self._search.read(name)
+        name, metric = name_of(trial.config[POINT]), self._sweep.config.metric
+        point = self._sweep.read(name)
         if point and point.state != "done":
             seen = self._seen.get(name, [])
             point = replace(point, state="stopped", history=seen, epochs=int(seen[-1]["epoch"]) if seen else 0)
-            self._search.write(point)
+            self._sweep.write(point)
             self._say_stopped(point)
         reached = point.reached(metric) if point else None
         how = "no figure" if reached is None else f"{metric} {reached:.4f}"
@@ -197,14 +197,14 @@ class Listener(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed; the others go on."""
         values, why = trial.config[POINT], reason(error_of(trial))
-        point = self._search.read(name_of(values)) or Point(name_of(values), dict(values))
+        point = self._sweep.read(name_of(values)) or Point(name_of(values), dict(values))
         seen = self._seen.get(point.name, [])
-        self._search.write(replace(point, state="failed", why=why, history=seen))
+        self._sweep.write(replace(point, state="failed", why=why, history=seen))
         self._end(trial, f"failed: {why}")
 
     def _say_stopped(self, point: Point) -> None:
         """The MLflow run of a trial that was stopped ends well: its process is gone and cannot say so."""
-        place = storage.join(self._search.runs, point.name, RECORD)
+        place = storage.join(self._sweep.runs, point.name, RECORD)
         if storage.exists(place):
             run_id = json.loads(storage.read_bytes(place))["mlflow_run_id"]
             attempt(self._uri, partial(_end_early, run_id, point.epochs), f"that {point.name} was stopped early")
@@ -221,13 +221,13 @@ def _end_early(run_id: str, epochs: int, client: MlflowClient) -> None:
     client.set_terminated(run_id, status="FINISHED")
 
 
-def _learn(search: Search, listed: Sequence[Values], known: Sequence[Point], left: int, uri: str) -> None:
+def _learn(swept: Sweep, listed: Sequence[Values], known: Sequence[Point], left: int, uri: str) -> None:
     """Runs the trials through Tune, so many at a time."""
     quieten_tune()
-    config, scratch = search.config, storage.join(search.config.out, "tune")
+    config, scratch = swept.config, storage.join(swept.config.out, "tune")
     algorithm = _proposals(config, known) if config.search == "tpe" else None
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(search_trial, search=search), {"cpu": TRIAL_CPUS}),
+        tune.with_resources(tune.with_parameters(sweep_trial, swept=swept), {"cpu": TRIAL_CPUS}),
         # The space of proposals is known to who makes them.
         param_space=None if algorithm else {POINT: tune.grid_search([dict(values) for values in listed])},
         tune_config=tune.TuneConfig(
@@ -242,7 +242,7 @@ def _learn(search: Search, listed: Sequence[Values], known: Sequence[Point], lef
         run_config=tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=scratch,
-            callbacks=[Listener(search, left, uri)],
+            callbacks=[Listener(swept, left, uri)],
             verbose=0,
         ),
     )

@@ -1,6 +1,6 @@
-"""One trial of a search: trained as at the training door, its judged epochs told to Tune as they come.
+"""One trial of a sweep: trained as at the training door, its judged epochs told to Tune as they come.
 
-What is known of a trial lies in a record of its own from its beginning on, so that a search that is stopped anyhow can
+What is known of a trial lies in a record of its own from its beginning on, so that a sweep that is stopped anyhow can
 go on; Tune's own state is of no use to us and is not read.
 """
 
@@ -31,7 +31,7 @@ class Point:
 
     Attributes:
         name: of its run.
-        values: of the settings that are searched.
+        values: of the settings that are swept.
         state: "begun" as long as nobody knows better; "stopped" by the scheduler.
         epochs: completed and told of.
         history: the figures of each epoch that had the metric, in order.
@@ -51,8 +51,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Search:
-    """What every trial of a search has in common; `config` has whole paths and the parent of the MLflow runs."""
+class Sweep:
+    """What every trial of a sweep has in common; `config` has whole paths and the parent of the MLflow runs."""
 
     config: TuneConfig
     runs: str
@@ -90,19 +90,19 @@ class QueueCallback(UserCallback):  # type: ignore[misc]  # mypy does not follow
         self._queue.put(metrics[0])
 
 
-def search_trial(chosen: Mapping[str, Values], search: Search) -> None:
-    """What Ray Tune runs for each trial: `chosen["point"]` has the values of the settings that are searched.
+def sweep_trial(chosen: Mapping[str, Values], swept: Sweep) -> None:
+    """What Ray Tune runs for each trial: `chosen["point"]` has the values of the settings that are swept.
 
     The training happens in a Ray task outside the trial's placement group, as in a comparison (`trial.learn_trial`).
     The last epoch is told when its record is written: at the last epoch Tune may end this process.
     """
     values = dict(chosen[POINT])
-    point, config = Point(name_of(values), values), config_of(search.config, values, search.runs)
-    search.write(point)
+    point, config = Point(name_of(values), values), config_of(swept.config, values, swept.runs)
+    swept.write(point)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     task = ray.remote(num_cpus=0, max_retries=0)(finish).options(scheduling_strategy=here).remote(config, queue)
-    metric, last = search.config.metric, config.epochs
+    metric, last = swept.config.metric, config.epochs
     waiting = True
     while waiting:
         waiting = not ray.wait([task], timeout=0.5)[0]
@@ -112,7 +112,7 @@ def search_trial(chosen: Mapping[str, Values], search: Search) -> None:
     with refusals():
         history = ray.get(task)
     judged = [row for row in history if metric in row]
-    search.write(replace(point, state="done", epochs=len(history), history=judged))
+    swept.write(replace(point, state="done", epochs=len(history), history=judged))
     _tell(judged[-1], metric)
 
 

@@ -59,7 +59,7 @@ def test_the_tree_is_the_disk():
     listed = dict(listed_files(block))
     found = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("gracl", "pipelines", "benchmarks")
+        for folder in ("gracl", "pipelines", "tune_configs", "benchmarks")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".yaml") and "__pycache__" not in path.parts
     }

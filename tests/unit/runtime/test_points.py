@@ -1,4 +1,4 @@
-"""The points of a search, and what is refused before a cluster is touched."""
+"""The points of a sweep, and what is refused before a cluster is touched."""
 
 import math
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from gracl.cli import load_config
 from gracl.config import TrainConfig, TuneConfig
 from gracl.errors import ConfigError
-from gracl.runtime.points import arguments_of, check_search, combinations, config_of, corners, name_of, points
+from gracl.runtime.points import arguments_of, check_sweep, combinations, config_of, corners, name_of, points
 from gracl.sections import Domain
 from tests.architecture.imports import ROOT
 
@@ -26,16 +26,16 @@ GIVEN = {
 }
 
 
-def search(**changes):
+def asked(**changes):
     return TuneConfig(**(GIVEN | changes))
 
 
 def test_drawn_points_lie_in_the_space_and_come_again_with_the_same_seed():
-    found = points(search())
+    found = points(asked())
     assert len({name_of(values) for values in found}) == 40
-    assert found == points(search())
-    assert found != points(search(seed=1))
-    assert found[:12] == points(search(trials=12)), "more trials are meant to go on with the same points"
+    assert found == points(asked())
+    assert found != points(asked(seed=1))
+    assert found[:12] == points(asked(trials=12)), "more trials are meant to go on with the same points"
     temperatures = [values["loss.inter_temperature"] for values in found]
     assert all(0.02 <= value <= 0.2 for value in temperatures)
     assert 0.3 < sum(value < math.sqrt(0.02 * 0.2) for value in temperatures) / 40 < 0.7
@@ -46,24 +46,24 @@ def test_drawn_points_lie_in_the_space_and_come_again_with_the_same_seed():
 
 def test_a_grid_is_every_combination():
     space = {"loss.momentum": {"choice": [0.1, 0.5]}, "relations.k1": {"choice": [10, 20, 30]}}
-    found = points(search(search="grid", trials=0, space=space))
+    found = points(asked(search="grid", trials=0, space=space))
     assert len(found) == 6
     assert found[1] == {"loss.momentum": 0.1, "relations.k1": 20}
 
 
 def test_points_that_there_are_not_are_not_looked_for_forever():
     with pytest.raises(ConfigError, match="4 different points; came 3 in this space"):
-        points(search(space={"relations.k1": {"integers": [10, 12]}}, trials=4))
+        points(asked(space={"relations.k1": {"integers": [10, 12]}}, trials=4))
 
 
 def test_a_trial_is_the_training_that_one_would_type():
     values = {"loss.inter_temperature": 0.03, "encoder.pooling": "average"}
-    asked = config_of(search(), values, "runs")
+    made = config_of(asked(), values, "runs")
     typed = load_config(TrainConfig, [*GIVEN["base"], "loss.inter_temperature=0.03", "encoder.pooling=average"])
-    assert asked.recipe() == typed.recipe()
-    assert (asked.name, asked.runs) == (name_of(values), "runs")
+    assert made.recipe() == typed.recipe()
+    assert (made.name, made.runs) == (name_of(values), "runs")
     assert name_of(values) == name_of(dict(reversed(values.items())))
-    assert config_of(search(), {"loss.inter_temperature": 0.05}, "runs").name != asked.name
+    assert config_of(asked(), {"loss.inter_temperature": 0.05}, "runs").name != asked.name
 
 
 @pytest.mark.parametrize("value", [1e-05, 3e20, True, "token", 7, 0.1])
@@ -99,8 +99,8 @@ def test_corners_are_all_combinations_of_ends_or_each_end_by_itself():
             "loss.inter_temperature=-0.1: .*greater than 0",
         ),
         ({"space": {"relations.k2": {"integers": [2, 60]}}}, "relations.k2=60: .*relations.k2 of at most relations.k1"),
-        ({"space": {"runs": {"choice": ["a", "b"]}}}, "the search decides these"),
-        ({"space": {"name": {"choice": ["a", "b"]}}}, "the search decides these"),
+        ({"space": {"runs": {"choice": ["a", "b"]}}}, "the sweep decides these"),
+        ({"space": {"name": {"choice": ["a", "b"]}}}, "the sweep decides these"),
         ({"base": ["data.root=x", "name=mine"]}, "a base without name"),
         ({"base": ["data.root=x", "epocs=3"]}, "did you mean epochs"),
         ({"base": ["data.root=x", "data.query=''", "data.gallery=''"]}, "splits to be judged on with metric=val/mAP"),
@@ -110,16 +110,16 @@ def test_corners_are_all_combinations_of_ends_or_each_end_by_itself():
         ({"scheduler": "asha", "space": {"epochs": {"integers": [2, 20]}}}, "came epochs=2, the first at 3"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(changes, message):
+def test_a_sweep_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        check_search(search(**changes))
+        check_sweep(asked(**changes))
 
 
-def test_searches_that_can_be_are_not_refused():
-    check_search(search())
-    check_search(search(scheduler="asha", grace=4))
+def test_sweeps_that_can_be_are_not_refused():
+    check_sweep(asked())
+    check_sweep(asked(scheduler="asha", grace=4))
     bare = ["data.root=x", "data.query=''", "data.gallery=''"]
-    check_search(search(base=bare, metric="cluster/covered_silhouette", scheduler="asha", grace=8))
+    check_sweep(asked(base=bare, metric="cluster/covered_silhouette", scheduler="asha", grace=8))
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_searches_that_can_be_are_not_refused():
 )
 def test_settings_that_do_not_go_together_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
-        search(**changes)
+        asked(**changes)
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("tune_configs/*.yaml")), ids=lambda file: file.stem)
-def test_the_searches_that_we_give_are_accepted(file, monkeypatch):
+def test_the_sweeps_that_we_give_are_accepted(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load_config(TuneConfig, [str(file)])
-    check_search(config)
+    check_sweep(config)
     assert set(yaml.safe_load(file.read_text())["space"]) == set(config.space)

@@ -1,4 +1,4 @@
-"""What a search leaves: table, CSV file, the best preset and pictures, in its folder and in its MLflow run."""
+"""What a sweep leaves: table, CSV file, the best preset and pictures, in its folder and in its MLflow run."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from gracl.cli import load_config
 from gracl.config import TrainConfig, TuneConfig, UnjudgedMetric
 from gracl.images import storage
-from gracl.retrieval.search_charts import Axis, Tried, metric_chart, parallel_chart
+from gracl.retrieval.sweep_charts import Axis, Tried, metric_chart, parallel_chart
 from gracl.runtime.points import arguments_of, told
 from gracl.runtime.runs import review_command
 from gracl.runtime.sweep_trial import Point
@@ -36,14 +36,14 @@ CHOSEN = (
 
 
 def report(config: TuneConfig, points: Sequence[Point], uri: str, parent: str) -> dict[str, Any]:
-    """Writes everything into `out` and the search's MLflow run; what the door prints."""
+    """Writes everything into `out` and the sweep's MLflow run; what the door prints."""
     out = storage.absolute(config.out)
     ranked = in_order(points, config.metric)
     best = next((one for one in ranked if one.state == "done"), None)
     files = written(config, ranked, best)
     for name, content in files.items():
         storage.write_bytes(storage.join(out, name), content)
-    attempt(uri, lambda client: keep(client, parent, files, best, config.metric), "the search")
+    attempt(uri, lambda client: keep(client, parent, files, best, config.metric), "the sweep")
     say(files["table.md"].decode().partition("## What")[0].strip())
     say(f"table:      {storage.join(out, 'table.md')}")
     if best:
@@ -73,11 +73,11 @@ def in_order(points: Sequence[Point], metric: str) -> list[Point]:
 
 
 def written(config: TuneConfig, ranked: Sequence[Point], best: Point | None) -> dict[str, bytes]:
-    """The files of a search, by name; no preset and no picture where nothing was reached."""
+    """The files of a sweep, by name; no preset and no picture where nothing was reached."""
     texts = {
         "table.md": table(config, ranked),
         "trials.csv": as_csv(config, ranked),
-        "search.yaml": yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False),
+        "sweep.yaml": yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False),
     }
     if best:
         texts["best.yaml"] = preset(config, best)
@@ -91,7 +91,7 @@ def written(config: TuneConfig, ranked: Sequence[Point], best: Point | None) -> 
         axes = [Axis(name, domain.kind == "loguniform") for name, domain in config.space.items()]
         how = {
             "metric": config.metric + (" in %" if "val/" in config.metric else ""),
-            "title": f"Search {Path(config.out).name}: {len(tried)} trials",
+            "title": f"Sweep {Path(config.out).name}: {len(tried)} trials",
         }
         pictures = {"metric.png": metric_chart(tried, axes, **how), "parallel.png": parallel_chart(tried, axes, **how)}
     return {name: text.encode() for name, text in texts.items()} | pictures
@@ -100,7 +100,7 @@ def written(config: TuneConfig, ranked: Sequence[Point], best: Point | None) -> 
 def table(config: TuneConfig, ranked: Sequence[Point]) -> str:
     """The trials as Markdown, the failures with their reasons, and what the columns mean."""
     heads = ["run", *config.space, config.metric, "epochs", "state"]
-    lines = [f"# Search {Path(config.out).name}", f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}"]
+    lines = [f"# Sweep {Path(config.out).name}", f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}"]
     for one in ranked:
         reached = one.reached(config.metric)
         cells = [one.name, *(_cell(one.values[name]) for name in config.space)]
@@ -156,7 +156,7 @@ def as_csv(config: TuneConfig, ranked: Sequence[Point]) -> str:
 def preset(config: TuneConfig, best: Point) -> str:
     """The settings of a trial that differ from what a training has by itself, as a file for the training door.
 
-    Left out are the place of the data, which is given anew, and what the search decided for all trials.
+    Left out are the place of the data, which is given anew, and what the sweep decided for all trials.
     """
     settings = load_config(TrainConfig, [*config.base, *arguments_of(best.values)]).flat()
     plain = TrainConfig.model_validate({"data": {"root": ""}}).flat()
@@ -170,12 +170,12 @@ def preset(config: TuneConfig, best: Point) -> str:
             place = place.setdefault(section, {})
         place[key] = value
     reached = f"{config.metric} {best.history[-1][config.metric]:.4f} after {best.epochs} epochs"
-    head = f"# The best of search {Path(config.out).name}: {reached}.\n# pipelines/train.py best.yaml data.root=...\n"
+    head = f"# The best of sweep {Path(config.out).name}: {reached}.\n# pipelines/train.py best.yaml data.root=...\n"
     return head + yaml.safe_dump(nested, sort_keys=False)
 
 
 def keep(client: MlflowClient, parent: str, files: Mapping[str, bytes], best: Point | None, metric: str) -> None:
-    """Files and the best figures into the search's MLflow run."""
+    """Files and the best figures into the sweep's MLflow run."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)

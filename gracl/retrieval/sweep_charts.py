@@ -1,4 +1,4 @@
-"""Pictures of a search over settings: the metric against each of them, and all of them side by side."""
+"""Pictures of a sweep over settings: the metric against each of them, and all of them side by side."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ COLOURS = "viridis"
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting that was searched: its name, and how its values lie on a picture."""
+    """A setting that was swept: its name, and how its values lie on a picture."""
 
     name: str
     log: bool = False

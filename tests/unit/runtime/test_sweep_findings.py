@@ -1,4 +1,4 @@
-"""What a search leaves, from records alone."""
+"""What a sweep leaves, from records alone."""
 
 import io
 
@@ -9,7 +9,7 @@ from PIL import Image
 from gracl.cli import load_config
 from gracl.config import TrainConfig, TuneConfig
 from gracl.runtime.points import config_of
-from gracl.runtime.search_findings import as_csv, correlations, in_order, preset, table, written
+from gracl.runtime.sweep_findings import as_csv, correlations, in_order, preset, table, written
 from gracl.runtime.sweep_trial import Point
 
 CONFIG = TuneConfig(
@@ -94,4 +94,4 @@ def test_pictures_show_the_trials_and_change_with_them():
         assert files[name] != other[name]
     assert "best.yaml" in files
     assert "best.yaml" not in other
-    assert set(written(CONFIG, POINTS[:1], None)) == {"table.md", "trials.csv", "search.yaml"}
+    assert set(written(CONFIG, POINTS[:1], None)) == {"table.md", "trials.csv", "sweep.yaml"}

@@ -203,7 +203,7 @@ class Listener(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray
         self._end(trial, f"failed: {why}")
 
     def _say_stopped(self, point: Point) -> None:
-        """The MLflow run of a trial that was stopped ends well: its process is gone and cannot say so."""
+        """The MLflow run of a trial that was stopped says when; its process may be gone and cannot."""
         place = storage.join(self._sweep.runs, point.name, RECORD)
         if storage.exists(place):
             run_id = json.loads(storage.read_bytes(place))["mlflow_run_id"]
@@ -218,7 +218,7 @@ class Listener(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray
 
 def _end_early(run_id: str, epochs: int, client: MlflowClient) -> None:
     client.set_tag(run_id, "gracl.stopped_early", str(epochs))
-    client.set_terminated(run_id, status="FINISHED")
+    client.set_terminated(run_id, status="KILLED")
 
 
 def _learn(swept: Sweep, listed: Sequence[Values], known: Sequence[Point], left: int, uri: str) -> None:
@@ -263,14 +263,13 @@ def _scheduler(config: TuneConfig) -> TrialScheduler | None:
 def _proposals(config: TuneConfig, known: Sequence[Point]) -> OptunaSearch:
     """Tree-structured Parzen estimation that knows what was tried, and begins with what was begun."""
     logging.getLogger("optuna").setLevel(logging.WARNING)
-    flat = {f"{POINT}/{name}": domain for name, domain in distributions(config.space).items()}
 
     def flatten(point: Point) -> dict[str, Any]:
         return {f"{POINT}/{name}": value for name, value in point.values.items()}
 
     ended = [point for point in known if _ended(point) and point.history]
     searcher = OptunaSearch(
-        flat,
+        {POINT: distributions(config.space)},
         metric=config.metric,
         mode="max",
         points_to_evaluate=[flatten(point) for point in known if not _ended(point)] or None,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import mlflow
@@ -22,15 +23,15 @@ from tests.toy import TOY
 
 # A few trainings are one fixture.
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-COLLAPSES, WELL, ALSO = {"relations.eps": 0.001}, {"relations.eps": 0.7}, {"relations.eps": 0.65}
+COLLAPSES, WELL, ALSO = {"relations.min_samples": 60}, {"relations.min_samples": 2}, {"relations.min_samples": 3}
 
 
-def asked(root, out, **changes):
-    settings = TOY | {"data.root": root, "epochs": 2, "eval_every": 1}
-    settings.pop("relations.eps")
+def asked(root, out, epochs=2, **changes):
+    settings = TOY | {"data.root": root, "epochs": epochs, "eval_every": 1}
+    settings.pop("relations.min_samples")
     given = {
         "base": [f"{name}={value}" for name, value in settings.items()],
-        "space": {"relations.eps": {"choice": [0.7, 0.65, 0.001]}},
+        "space": {"relations.min_samples": {"choice": [2, 3, 60]}},
         "search": "grid",
         "out": str(out),
         "concurrent": 2,
@@ -56,6 +57,10 @@ def found(ray_cluster, toy_shards, out):
 
 def record(out, values):
     return json.loads((out / "trials" / f"{name_of(values)}.json").read_text())
+
+
+def kept(out, values):
+    return {path.name for path in (out / "runs" / name_of(values)).glob("epoch-*")}
 
 
 def test_trials_equal_local_runs_also_one_that_was_begun(found, toy_shards, out):
@@ -89,7 +94,7 @@ def test_mlflow_has_the_sweep_over_its_trials(found):
     client = mlflow.MlflowClient(found["tracking_uri"])
     parent = client.get_run(found["mlflow_run_id"])
     assert parent.info.status == "FINISHED"
-    assert parent.data.params["space.relations.eps"] == "choice [0.7, 0.65, 0.001]"
+    assert parent.data.params["space.relations.min_samples"] == "choice [2, 3, 60]"
     assert parent.data.metrics["best/val/mAP"] == pytest.approx(found["best"]["val/mAP"])
     assert {"table.md", "metric.png", "best.yaml"} <= {one.path for one in client.list_artifacts(parent.info.run_id)}
     children = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
@@ -115,7 +120,7 @@ def test_another_sweep_in_the_same_place_is_refused(found, toy_shards, out):
 
 
 def test_a_sweep_without_any_result_fails_and_says_where_the_reasons_are(ray_cluster, toy_shards, tmp_path):
-    space = {"relations.eps": {"choice": [0.001]}}
+    space = {"relations.min_samples": {"choice": [60]}}
     with pytest.raises(
         TrainingFailed, match=r"a trial that does all its epochs; came none; .*table\.md has the reasons"
     ):
@@ -123,30 +128,41 @@ def test_a_sweep_without_any_result_fails_and_says_where_the_reasons_are(ray_clu
     assert "ClusteringCollapsed" in (tmp_path / "table.md").read_text()
 
 
-def test_a_trial_that_falls_behind_is_stopped_and_proposals_go_on_from_what_is_known(ray_cluster, toy_shards, tmp_path):
+def test_a_trial_that_falls_behind_is_stopped_and_proposals_begin_with_what_was_begun(
+    ray_cluster, toy_shards, tmp_path
+):
     pytest.importorskip("optuna")
-    well = {"relations.eps": 0.7, "optim.rate": 0.00035}
-    given = asked(
+    swept = asked(
         toy_shards,
         tmp_path,
+        epochs=6,
         search="tpe",
-        trials=2,
+        trials=3,
         scheduler="asha",
         grace=1,
         reduction=2,
         concurrent=1,
-        space={"relations.eps": {"uniform": [0.6, 0.75]}, "optim.rate": {"loguniform": [0.0001, 0.3]}},
+        space={"relations.min_samples": {"integers": [2, 3]}, "optim.rate": {"loguniform": [0.0001, 0.3]}},
     )
-    records = Sweep(given, str(tmp_path / "runs"), str(tmp_path / "trials"))
-    # What stands for trials of before: one that is known to be perfect, and one that was begun and is proposed first.
-    perfect = [{"epoch": 2.0, "val/mAP": 1.0}]
-    records.write(Point("t-perfect", {"relations.eps": 0.61, "optim.rate": 0.2}, "done", 2, perfect))
-    records.write(Point(name_of(well), well))
-    found = sweep(given)
-    assert found["trials"] == {"done": 2, "stopped": 0, "failed": 0}
-    assert record(tmp_path, well)["state"] == "done"
-    bad = well | {"optim.rate": 0.3}
-    records.write(Point(name_of(bad), bad))
-    more = sweep(given.model_copy(update={"trials": 3}))
-    assert sum(more["trials"].values()) == 3
-    assert record(tmp_path, bad)["state"] in ("done", "stopped")
+    records = Sweep(swept, str(tmp_path / "runs"), str(tmp_path / "trials"))
+    # What stands for trials of before: one that is done, and two that were begun and are proposed first, by name.
+    one = {"relations.min_samples": 2, "optim.rate": 0.00035}
+    known = [{"epoch": 6.0, "val/mAP": 0.6, "time/epoch_s": 1.0}]
+    records.write(Point("t-known", one | {"optim.rate": 0.001}, "done", 6, known))
+    spoils = [one | {"optim.rate": rate} for rate in (0.03, 0.029, 0.028, 0.027, 0.026)]
+    bad = next(values for values in spoils if name_of(values) > name_of(one))
+    for values in (one, bad):
+        records.write(Point(name_of(values), values))
+    found = sweep(swept)
+    assert found["trials"] == {"done": 2, "stopped": 1, "failed": 0}
+    assert (record(tmp_path, one)["state"], record(tmp_path, one)["epochs"]) == ("done", 6)
+    assert (record(tmp_path, bad)["state"], record(tmp_path, bad)["epochs"]) == ("stopped", 1)
+    assert found["best"]["run"] == name_of(one), "the toy is meant to get further than 0.6"
+    done = kept(tmp_path, bad)
+    time.sleep(5)
+    assert kept(tmp_path, bad) == done <= {"epoch-0001", "epoch-0002", "epoch-0003"}, "its training goes on"
+    client = mlflow.MlflowClient(found["tracking_uri"])
+    (stopped,) = client.search_runs(
+        [client.get_run(found["mlflow_run_id"]).info.experiment_id], f"tags.`mlflow.runName` = '{name_of(bad)}'"
+    )
+    assert (stopped.info.status, stopped.data.tags["gracl.stopped_early"]) == ("KILLED", "1")

@@ -26,6 +26,7 @@ from gracl.sections import (
     Positive,
     Relations,
     Reranking,
+    Reviewed,
     Sampling,
     Scale,
     Schedule,
@@ -289,6 +290,33 @@ class EvaluateConfig(ModelConfig):
         done: dict[str, Any] = {"flip": True} if self.flip else {}
         done |= {"expand": self.expansion.options()} if self.expand else {}
         return done | ({"rerank": self.reranking.options()} if self.rerank else {})
+
+
+class ReviewConfig(ModelConfig):
+    """One page on a checkpoint: figures, ranked results, clusters with their proxies, noise, a map of the features."""
+
+    data: Reviewed
+    out: str = Field(description="the HTML file to write; it holds the pictures it shows")
+    identities: bool = Field(
+        False, description="read the train split's identities, too: right and wrong in clusters, ARI, NMI, purity"
+    )
+    queries: Positive = Field(9, description="queries on the ranked sheet: hardest, most ordinary and easiest")
+    clusters: Positive = Field(4, description="clusters of each kind on the sheets")
+    relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the task that clusters")
+    relation_threads: Positive = Field(1, description="its threads")
+    log: bool = Field(True, description="put the page into the MLflow run of the training, where that is known")
+    tracking_uri: str | None = Field(None, description="MLflow of that run; default: the SQLite file beside the run")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ReviewConfig":
+        _refuse_unless(
+            bool(self.data.query) == bool(self.data.gallery),
+            "data.query and data.gallery together, or neither",
+            f"query={self.data.query!r}, gallery={self.data.gallery!r}",
+            "name both splits, or set both to ''",
+        )
+        _refuse_unless(not self.flip, "flip=false: a review is of plain features", "flip=true", "leave it out")
+        return self
 
 
 class SynthesizeConfig(Section):

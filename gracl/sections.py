@@ -51,6 +51,14 @@ class Judged(Place):
     gallery: str = Field("gallery", description="split that queries are looked up in")
 
 
+class Reviewed(Judged):
+    """Where shards are, which split is clustered, and which splits are judged."""
+
+    train: str = Field("train", description="split that is clustered")
+    query: str = Field("query", description="split of queries; '' for none")
+    gallery: str = Field("gallery", description="split that queries are looked up in; '' for none")
+
+
 class Data(Place):
     """Which shards, and at which size they are seen."""
 

@@ -18,12 +18,20 @@ INK, PAPER = (20, 20, 20), (255, 255, 255)
 GAP = 10
 FRAME = 4
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-LEGEND = (
+Legend = Sequence[tuple[tuple[int, int, int], str]]
+LEGEND: Legend = (
     (QUERY, "query"),
     (CORRECT, "same object"),
     (WRONG, "another object"),
     (UNJUDGED, "not known"),
 )
+CLUSTER_LEGEND: Legend = (
+    (QUERY, "inter-ID proxy"),
+    (CORRECT, "the cluster's most frequent object"),
+    (WRONG, "another object"),
+    (UNJUDGED, "not known"),
+)
+NOISE_LEGEND: Legend = ((QUERY, "noise"), *LEGEND[1:])
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ class _Grid:
         return self.left + number * (self.gallery_width + GAP)
 
 
-def draw_sheet(rows: Sequence[SheetRow], *, height: int, title: str) -> Image.Image:
+def draw_sheet(rows: Sequence[SheetRow], *, height: int, title: str, legend: Legend = LEGEND) -> Image.Image:
     """The sheet as an RGB picture: title, legend, column numbers, then the rows."""
     font, bold = ImageFont.load_default(max(12, height // 9)), ImageFont.load_default(max(15, height // 7))
     grid = _measure(rows, height, font)
@@ -129,11 +137,11 @@ def draw_sheet(rows: Sequence[SheetRow], *, height: int, title: str) -> Image.Im
     notes = max(_text_size(row.note, font)[0] for row in rows)
     head = GAP + (_text_size(title, bold)[1] + GAP if title else 0)
     top = head + 2 * (_text_size("0", font)[1] + GAP)
-    width = max(grid.column(columns) + notes, GAP + _text_size(title, bold)[0], _legend_width(font)) + GAP
+    width = max(grid.column(columns) + notes, GAP + _text_size(title, bold)[0], _legend_width(legend, font)) + GAP
     sheet = Image.new("RGB", (width, top + len(rows) * (grid.cell_height + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, GAP), title, INK, bold)
-    _draw_legend(draw, head, font)
+    _draw_legend(draw, legend, head, font)
     for column in range(columns):
         place = (grid.column(column) + grid.gallery_width // 2, top - GAP // 2)
         draw.text(place, str(column + 1), INK, font, anchor="md")
@@ -175,18 +183,18 @@ def _draw_cell(
     draw.multiline_text(place, caption, INK, grid.font, anchor="ma", align="center")
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, top: int, font: Font) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, legend: Legend, top: int, font: Font) -> None:
     """What the colours of the frames mean, in one line."""
     x, side = GAP, _text_size("0", font)[1]
-    for colour, meaning in LEGEND:
+    for colour, meaning in legend:
         draw.rectangle([x, top, x + side, top + side], outline=colour, width=3)
         draw.text((x + side + GAP // 2, top), meaning, INK, font)
         x += _legend_step(meaning, font)
 
 
-def _legend_width(font: Font) -> int:
+def _legend_width(legend: Legend, font: Font) -> int:
     """Where the legend ends, in pixels."""
-    return GAP + sum(_legend_step(meaning, font) for _, meaning in LEGEND)
+    return GAP + sum(_legend_step(meaning, font) for _, meaning in legend)
 
 
 def _legend_step(meaning: str, font: Font) -> int:

@@ -43,8 +43,18 @@ def final_labels(run: Run, checkpoint: str) -> Int64[ndarray, "images"]:
     return relator.relate(config.epochs, FeatureTable(np.arange(images), features)).labels
 
 
+def objects_of(root: str, split: str, cache: str | None) -> Int64[ndarray, "images"]:
+    """The identities of a split, for a review; -1 where unknown."""
+    return ShardStore.open(root, split, cache=cache).identities().object_ids
+
+
 def label_figures(run: Run, labels: Int64[ndarray, "images"]) -> dict[str, float]:
     """`clusters` and `noise` of the labels, and their `agreement` with the train split's identities."""
     store = ShardStore.open(run.root, run.config.data.train, cache=run.config.data.cache)
     found = {"clusters": float(labels.max() + 1), "noise": float((labels == NOISE).mean())}
     return found | agreement(labels, store.identities().object_ids)
+
+
+def agreement_with(labels: Int64[ndarray, "images"], objects: Int64[ndarray, "images"]) -> dict[str, float]:
+    """See `agreement`; empty where no object is known."""
+    return agreement(labels, objects)

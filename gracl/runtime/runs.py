@@ -23,7 +23,7 @@ from gracl.learning.checkpoint import check_recipe
 from gracl.learning.encoder import build_encoder
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.terminal import say, table
-from gracl.runtime.tracking import nesting, reopen_run, start_run
+from gracl.runtime.tracking import DataSplit, nesting, reopen_run, start_run
 
 RECORD = "run.json"
 
@@ -148,8 +148,17 @@ def _with_whole_paths(config: TrainConfig) -> TrainConfig:
 
 
 def _digests(config: TrainConfig, manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    return {role: manifests[split].digest for role, split in _roles(config).items()}
+
+
+def _roles(config: TrainConfig) -> dict[str, str]:
     roles = {"train": config.data.train, "query": config.data.query, "gallery": config.data.gallery}
-    return {role: manifests[split].digest for role, split in roles.items() if split}
+    return {role: split for role, split in roles.items() if split}
+
+
+def _profile(run: Run, split: str) -> dict[str, int]:
+    manifest = run.manifests[split]
+    return {"images": manifest.num_images, "cameras": manifest.num_cameras}
 
 
 def register(run: Run, uri: str) -> Run:
@@ -164,6 +173,10 @@ def register(run: Run, uri: str) -> Run:
         experiment=run.config.tracking.experiment,
         name=run.name,
         artifacts=storage.join(run.runs, "artifacts"),
+        splits=[
+            DataSplit(role, split, storage.join(run.root, split), run.manifests[split].digest, _profile(run, split))
+            for role, split in _roles(run.config).items()
+        ],
         parameters=run.config.flat() | {name: run.recipe[name] for name in run.recipe if name.endswith("_digest")},
         tags=tags,
     )
@@ -183,6 +196,11 @@ def record(run: Run, **news: Any) -> Run:
 def latest_epoch(folder: str) -> int:
     """The epochs done according to the checkpoints in a run's folder."""
     return max((int(name.removeprefix("epoch-")) for name in storage.names_in(folder) if _is_epoch(name)), default=0)
+
+
+def history_of(run: Run) -> list[dict[str, float]]:
+    """The figures of all epochs that are done, from the last checkpoint."""
+    return load_run_state(storage.join(run.folder, f"epoch-{latest_epoch(run.folder):04d}")).history
 
 
 def _is_epoch(name: str) -> bool:

@@ -1,14 +1,17 @@
 """MLflow: one run per training, made by the driver, written by the Train controller, closed by the driver.
 
 The controller writes, not a worker, so one run has a complete history whatever happens to workers. Tracking never
-fails a training that has begun: what MLflow does not take is logged.
+fails a training that has begun: what MLflow does not take is logged, and epochs that it did not take while it was away
+are written at the end, from the run's own history.
 """
 
+import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import numpy
 import ray
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from ray.train import UserCallback
 
 import gracl
@@ -49,10 +52,42 @@ def tracking_uri(uri: str | None, runs: str) -> str:
     return uri
 
 
+@dataclass(frozen=True)
+class DataSplit:
+    """A split of a run, as MLflow lists its data sets: what it is for, where it lies, what it holds."""
+
+    role: str
+    name: str
+    place: str
+    digest: str
+    profile: Mapping[str, Any]
+
+    def entity(self) -> DatasetInput:
+        """As MLflow has it, which keeps 36 characters of a digest; the whole one is among the parameters."""
+        dataset = Dataset(
+            self.name, self.digest[:36], "gracl", json.dumps({"uri": self.place}), None, json.dumps(dict(self.profile))
+        )
+        return DatasetInput(dataset, [InputTag("mlflow.data.context", self.role)])
+
+
 def start_run(
-    uri: str, *, experiment: str, name: str, artifacts: str, parameters: Mapping[str, Any], tags: Mapping[str, str]
+    uri: str,
+    *,
+    experiment: str,
+    name: str,
+    artifacts: str,
+    parameters: Mapping[str, Any],
+    tags: Mapping[str, str],
+    splits: Sequence[DataSplit] = (),
 ) -> str:
-    """Makes the run of a training or a comparison and writes its parameters under their dotted names.
+    """Makes the run of a training, a comparison or a sweep and writes its parameters under their dotted names.
+
+    Args:
+        uri: of MLflow.
+        experiment, name: of the run.
+        artifacts: where a new experiment keeps files, with a SQLite file.
+        parameters, tags: of the run.
+        splits: the data that it reads.
 
     Returns:
         The id of the run.
@@ -69,6 +104,8 @@ def start_run(
     client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
     run = client.create_run(experiment_id, run_name=name, tags=dict(tags) | versions())
     client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
+    if splits:
+        client.log_inputs(run.info.run_id, [split.entity() for split in splits])
     return str(run.info.run_id)
 
 
@@ -108,11 +145,7 @@ class MlflowCallback(UserCallback):  # type: ignore[misc]  # mypy does not follo
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """One batch of metrics, with the epoch as their step."""
-        figures, now = metrics[0], int(time.time() * 1000)
-        step = int(figures["epoch"])
-        batch = [
-            Metric(name, value, now, 0 if name.startswith("untrained/") else step) for name, value in figures.items()
-        ]
+        batch, step = as_metrics(metrics[0]), int(metrics[0]["epoch"])
         self._write(lambda client: client.log_batch(self._run_id, metrics=batch), f"the figures of epoch {step}")
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -122,6 +155,31 @@ class MlflowCallback(UserCallback):  # type: ignore[misc]  # mypy does not follo
 
     def _write(self, write: Callable[[MlflowClient], Any], what: str) -> None:
         attempt(self._uri, write, what)  # an exception in a callback would end the training (ray.md 2.2)
+
+
+def as_metrics(figures: Mapping[str, float]) -> list[Metric]:
+    """The figures of an epoch at its step; those from before the training at step 0."""
+    step, now = int(figures["epoch"]), int(time.time() * 1000)
+    return [Metric(name, value, now, 0 if name.startswith("untrained/") else step) for name, value in figures.items()]
+
+
+def mend(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> list[int]:
+    """Writes the epochs that MLflow does not have, from the run's own history: it may have been away.
+
+    Returns:
+        The epochs that were missing and are there now. Nothing fails where MLflow is away still: that is logged.
+    """
+    missing: list[int] = []
+
+    def write(client: MlflowClient) -> None:
+        there = {point.step for point in client.get_metric_history(run_id, "epoch")}
+        for figures in history:
+            if int(figures["epoch"]) not in there:
+                client.log_batch(run_id, metrics=as_metrics(figures))
+                missing.append(int(figures["epoch"]))
+
+    attempt(uri, write, "the epochs that it lacks")
+    return missing
 
 
 def attempt(uri: str, write: Callable[[MlflowClient], Any], what: str) -> None:

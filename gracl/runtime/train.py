@@ -18,12 +18,12 @@ from gracl.images.shards import ShardStore
 from gracl.learning.fit import Splits
 from gracl.runtime.board import open_board, refusal_on
 from gracl.runtime.relation_actor import start_relation_actor
-from gracl.runtime.runs import Run, conclude, latest_epoch, prepare, record, register
+from gracl.runtime.runs import Run, conclude, history_of, latest_epoch, prepare, record, register
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
 from gracl.runtime.terminal import say, watching
-from gracl.runtime.tracking import MlflowCallback, attempt, closing, tracking_uri
+from gracl.runtime.tracking import MlflowCallback, attempt, closing, mend, tracking_uri
 from gracl.runtime.worker import Job, Lesson, Source, train_worker
 
 
@@ -56,6 +56,9 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
             say(f"run {run.name} in {run.folder}; Ctrl-C stops it, name={run.name} resumes it")
             with closing(uri, run.record["mlflow_run_id"]):
                 learn(run, uri, callbacks)
+                late = mend(uri, run.record["mlflow_run_id"], history_of(run))
+                if late:
+                    say(f"MLflow was away: epochs {', '.join(map(str, late))} were written to it at the end")
     except KeyboardInterrupt:
         say(f"stopped; the epochs that are done are kept. To go on, run the same command with name={run.name}")
         raise

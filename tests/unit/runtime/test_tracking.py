@@ -1,3 +1,4 @@
+import json
 import logging
 from pathlib import Path
 
@@ -5,7 +6,16 @@ import pytest
 from mlflow import MlflowClient
 
 from gracl.errors import ConfigError
-from gracl.runtime.tracking import MlflowCallback, attempt, closing, reopen_run, start_run, tracking_uri
+from gracl.runtime.tracking import (
+    DataSplit,
+    MlflowCallback,
+    attempt,
+    closing,
+    mend,
+    reopen_run,
+    start_run,
+    tracking_uri,
+)
 
 DEAD = "http://127.0.0.1:9"
 
@@ -39,6 +49,7 @@ def begin(uri, runs, name):
         artifacts=str(runs / "artifacts"),
         parameters={"loss.momentum": 0.1, "data.cache": None, "resize": [64, 32]},
         tags={"gracl.fingerprint": "abc"},
+        splits=[DataSplit("train", "train", "/shards/train", "f" * 64, {"images": 12, "cameras": 3})],
     )
 
 
@@ -87,6 +98,31 @@ def test_an_epoch_is_written_at_its_step_and_the_untrained_figures_at_zero(clien
     losses = [(point.step, point.value) for point in client.get_metric_history(run_id, "train/loss")]
     assert losses == [(1, 1.0), (2, 0.5)]
     assert {point.step for point in client.get_metric_history(run_id, "untrained/mAP")} == {0}
+
+
+def test_the_data_stands_among_the_inputs(client, run_id):
+    (given,) = client.get_run(run_id).inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("train", "f" * 36)
+    assert json.loads(given.dataset.profile) == {"images": 12, "cameras": 3}
+    assert json.loads(given.dataset.source) == {"uri": "/shards/train"}
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "train")]
+
+
+def test_epochs_that_mlflow_did_not_hear_of_are_written_at_the_end(client, uri, runs):
+    run_id = begin(uri, runs, "away")
+    history = [{"epoch": float(epoch), "train/loss": epoch / 2, "untrained/mAP": 0.1} for epoch in range(1, 5)]
+    MlflowCallback(uri, run_id).after_report(run_context=None, metrics=[history[1]], checkpoint=None)
+    assert mend(uri, run_id, history) == [1, 3, 4]
+    assert mend(uri, run_id, history) == []
+    losses = sorted((point.step, point.value) for point in client.get_metric_history(run_id, "train/loss"))
+    assert losses == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
+    assert {point.step for point in client.get_metric_history(run_id, "untrained/mAP")} == {0}
+
+
+def test_nothing_fails_where_mlflow_is_away_still(impatient, caplog):
+    with caplog.at_level(logging.ERROR, logger="gracl.tracking"):
+        assert mend(DEAD, "run", [{"epoch": 1.0}]) == []
+    assert "did not take the epochs that it lacks" in said(caplog)[0]
 
 
 def test_lost_workers_become_a_tag(client, uri, run_id):

@@ -4,6 +4,7 @@ A door that refuses says so in one message on stderr and ends with exit code 2, 
 JSON line, the last line of stdout.
 """
 
+import copy
 import difflib
 import importlib
 import json
@@ -11,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,15 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
         ConfigError: a file that is missing or no mapping, an argument of another form, an unknown key, a value out of
             bounds; all faults of a config in one message.
     """
+    return checked_config(schema, merged(arguments))
+
+
+def merged(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings that arguments give, not looked at yet: nested by section; what comes later wins.
+
+    Raises:
+        ConfigError: a file that is missing or no mapping, an argument of another form.
+    """
     values: dict[str, Any] = {}
     for argument in arguments:
         if "=" in argument and not argument.endswith((".yaml", ".yml")):
@@ -45,6 +55,15 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
             raise ConfigError(
                 expected("a preset.yaml or section.key=value", repr(argument), "see --help for the settings")
             )
+    return values
+
+
+def checked_config(schema: type[Config], values: Mapping[str, Any]) -> Config:
+    """The config of nested settings.
+
+    Raises:
+        ConfigError: an unknown key, a value out of bounds; all faults in one message.
+    """
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -65,12 +84,28 @@ def _read(name: str) -> dict[str, Any]:
     return values
 
 
-def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
     for key, value in new.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
             into[key] = value
+
+
+def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with others, by dotted name, in their place; neither is changed."""
+    made: dict[str, Any] = {}
+    _merge(made, copy.deepcopy(dict(values)))
+    for name, value in changes.items():
+        _merge(made, _nested(name, value))
+    return made
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    nested: dict[str, Any] = value
+    return nested
 
 
 def _override(values: dict[str, Any], argument: str) -> None:
@@ -81,9 +116,7 @@ def _override(values: dict[str, Any], argument: str) -> None:
         value = text
     if EXPONENT.fullmatch(text):  # YAML 1.1 takes 1e-3 for a word
         value = float(text)
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    _merge(values, value)
+    _merge(values, _nested(path, value))
 
 
 def _explain(schema: type[BaseModel], error: ValidationError) -> str:

@@ -305,7 +305,7 @@ class ReviewConfig(ModelConfig):
     relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the task that clusters")
     relation_threads: Positive = Field(1, description="its threads")
     log: bool = Field(True, description="put the page into the MLflow run of the training, where that is known")
-    tracking_uri: str | None = Field(None, description="MLflow of that run; default: the SQLite file beside the run")
+    tracking_uri: str | None = Field(None, description="MLflow of that run; default: where the training wrote")
 
     @model_validator(mode="after")
     def _fits(self) -> "ReviewConfig":
@@ -314,6 +314,18 @@ class ReviewConfig(ModelConfig):
             "data.query and data.gallery together, or neither",
             f"query={self.data.query!r}, gallery={self.data.gallery!r}",
             "name both splits, or set both to ''",
+        )
+        _refuse_unless(
+            bool(self.data.query) or "queries" not in self.model_fields_set,
+            "data.query beside queries",
+            "data.query=''",
+            "leave out queries, or name the splits",
+        )
+        _refuse_unless(
+            self.log or self.tracking_uri is None,
+            "log=true beside tracking_uri",
+            "log=false",
+            "leave out one of them",
         )
         _refuse_unless(not self.flip, "flip=false: a review is of plain features", "flip=true", "leave it out")
         return self

@@ -309,8 +309,10 @@ class Domain(Section):
             raise ValueError(
                 expected("loguniform above 0", list(self.loguniform), "take uniform, or a small lower end")
             )
-        if self.choice is not None and len(set(map(repr, self.choice))) < len(self.choice):
-            raise ValueError(expected("a choice of different values", list(self.choice), "name each once"))
+        if self.choice is not None and len(set(self.choice)) < len(self.choice):
+            raise ValueError(
+                expected("a choice of different values (1 and 1.0 are equal)", list(self.choice), "name each once")
+            )
         return self
 
     @property

@@ -22,8 +22,8 @@ def sure_labels(
     """The labels of rows whose cluster stays much the same when eps moves a little; the others are noise.
 
     A row is *sure* when the overlap (shared rows over all rows of the two) of its cluster with its cluster at `eps -
-    EPS_GAP` and with that at `eps + EPS_GAP` is at least `least`; where it is noise it is a cluster of one. The two are
-    SpCL's compactness and independence, with one bound for both and for all epochs.
+    EPS_GAP` and with that at `eps + EPS_GAP` is at least `least`; where it is noise it is a cluster of one. After
+    the compactness and independence of SpCL, which asks them of clusters, with bounds of its own for each.
 
     Args:
         distance: symmetric, up to `eps + EPS_GAP` at least. Left as it is.

@@ -48,6 +48,9 @@ def similarity_chart(intra: Float32[ndarray, "intra"], inter: Float32[ndarray, "
     figure, (panel,) = _figure(6.0, 3.0, 1)
     edges = np.linspace(min(float(inter.min()), -0.2), 1, 61)
     for values, colour, words in ((inter, FAINT, "two clusters"), (intra, MEAN, "one cluster")):
+        if not len(values):
+            continue
+        values = np.clip(values, edges[0], 1)  # rounding may make equal rows more than 1
         panel.hist(values, edges, density=True, color=colour, alpha=0.7, label=f"{words} ({len(values):,} pairs)")
     panel.set_xlabel("cosine similarity", fontsize=8)
     panel.set_yticks([])
@@ -109,8 +112,8 @@ def confusion_chart(labels: Int64[ndarray, "images"], objects: Int64[ndarray, "i
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     image = panel.imshow(shares, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=panel, label="share of the object's images")
-    panel.set_xlabel(f"{table.shape[1] - 1} clusters, and noise in the last column", fontsize=8)
-    panel.set_ylabel(f"{table.shape[0]} objects", fontsize=8)
+    panel.set_xlabel(f"{table.shape[1] - 1} clusters with images of them, and noise in the last column", fontsize=8)
+    panel.set_ylabel(f"{table.shape[0]} known objects", fontsize=8)
     return _png(figure)
 
 

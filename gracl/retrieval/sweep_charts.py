@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from gracl.retrieval.charts import FAINT, INK, MEAN
@@ -58,15 +60,18 @@ def metric_chart(tried: Sequence[Tried], axes: Sequence[Axis], *, metric: str, t
 
 def _both(figure: Figure, panel: Any, tried: Sequence[Tried], pair: Sequence[Axis], best: Any, metric: str) -> None:
     """Two settings at once."""
-    across, up = ([one.values[axis.name] for one in tried] for axis in pair)
     reached = [one.reached for one in tried]
     low, high = min(reached), max(reached)
-    dots = panel.scatter(across, up, 60, c=reached, cmap=COLOURS, vmin=low, vmax=max(high, low + 1e-9))
+    colours = colormaps[COLOURS]([(value - low) / max(high - low, 1e-12) for value in reached])
+    for one, colour in zip(tried, colours, strict=True):
+        place = ([one.values[axis.name]] for axis in pair)
+        panel.scatter(*place, 60, facecolors=[colour] if one.whole else "none", edgecolors=[colour])
+    scale_of_colours = ScalarMappable(Normalize(low, max(high, low + 1e-9)), COLOURS)
     if best is not None:
         panel.scatter(*([best.values[axis.name]] for axis in pair), 180, facecolors="none", edgecolors=INK)
     for axis, scale, setter in zip(pair, (panel.set_xscale, panel.set_yscale), (panel.xaxis, panel.yaxis), strict=True):
         _label(setter, scale, axis, [])
-    figure.colorbar(dots, ax=panel, label=metric)
+    figure.colorbar(scale_of_colours, ax=panel, label=metric)
 
 
 def parallel_chart(tried: Sequence[Tried], axes: Sequence[Axis], *, metric: str, title: str) -> bytes:

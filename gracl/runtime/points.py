@@ -3,40 +3,58 @@
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from numpy.random import RandomState
 from ray import tune
 
-from gracl.cli import fields, load_config
+from gracl.cli import checked_config, fields, merged, with_values
 from gracl.config import JudgedMetric, TrainConfig, TuneConfig
 from gracl.errors import ConfigError, expected
-from gracl.sections import Domain, Scalar
+from gracl.images import storage
+from gracl.sections import Domain, Scalar, Tracking
 
 Values = Mapping[str, Scalar]
 # Combinations of the ends of ranges that are tried as configs; beyond, each end by itself.
 _MOST_CORNERS = 256
-# What the sweep decides for all of its trials.
+# What the sweep decides for all of its trials, and what makes another data set or start of it.
 _OURS = ("name", "runs", "tracking")
+_PLACES = (("data", "root"), ("data", "cache"), ("encoder", "weights"))
+_APART = tuple(f"{section}.{key}" for section, key in _PLACES)
 
 
-def config_of(config: TuneConfig, values: Values, runs: str) -> TrainConfig:
+def base_of(config: TuneConfig) -> dict[str, Any]:
+    """The settings of all trials, nested, with whole paths: presets are read once, and here.
+
+    Trials run in folders of their own, and a preset may be another one when a sweep goes on.
+
+    Raises:
+        ConfigError: arguments that cannot be read.
+    """
+    base = merged(config.base)
+    for section, key in _PLACES:
+        place = base.get(section, {}).get(key) if isinstance(base.get(section), dict) else None
+        if isinstance(place, str):
+            base = with_values(base, {f"{section}.{key}": storage.absolute(place)})
+    return base
+
+
+def config_of(
+    base: Mapping[str, Any], values: Values, *, runs: str = "runs", tracking: Tracking | None = None
+) -> TrainConfig:
     """The training config of a trial, under a name that is the same wherever these values come again.
 
     Raises:
         ConfigError: there is none.
     """
     try:
-        asked = load_config(TrainConfig, [*config.base, *arguments_of(values)])
+        asked = checked_config(TrainConfig, with_values(base, values))
     except ConfigError as error:
         raise ConfigError(f"{told(values) or 'base'}: {error}") from None
-    return asked.model_copy(update={"name": name_of(values), "runs": runs, "tracking": config.tracking})
-
-
-def arguments_of(values: Values) -> list[str]:
-    """What one would type for these values."""
-    return [f"{name}={json.dumps(value)}" for name, value in values.items()]
+    ours = {"name": name_of(values), "runs": runs, "tracking": tracking or Tracking()}
+    return asked.model_copy(update=ours)
 
 
 def name_of(values: Values) -> str:
@@ -56,26 +74,35 @@ def combinations(space: Mapping[str, Domain]) -> list[dict[str, Scalar]]:
     return [dict(zip(space, values, strict=True)) for values in every]
 
 
-def check_sweep(config: TuneConfig) -> None:
+def check_sweep(config: TuneConfig, base: Mapping[str, Any]) -> None:
     """Refuses a sweep of which some trial could not be what it is to be, or that could not choose.
 
     Raises:
         ConfigError: with the setting to change.
     """
     known = {name for name, _, _ in fields(TrainConfig)}
-    for name in config.space:
+    for name, domain in config.space.items():
+        if name in _APART or name.split(".")[0] in _OURS:
+            what = f"a space without {', '.join((*_OURS, *_APART))}"
+            raise ConfigError(expected(what, name, "the sweep decides these, or pipelines/compare.py compares them"))
         if name not in known:
-            # The nearest one is named by the loader that every door has.
-            load_config(TrainConfig, [*config.base, f"{name}=0"])
-        if name.split(".")[0] in _OURS:
-            raise ConfigError(expected("a space without " + ", ".join(_OURS), name, "the sweep decides these"))
-    base = load_config(TrainConfig, config.base)
-    taken = [name for name in _OURS if name in base.model_fields_set]
+            checked_config(TrainConfig, with_values(base, {name: domain.ends[0]}))  # says which was meant
+            raise ConfigError(expected("a setting of the training", name, "see pipelines/train.py --help"))
+    taken = [name for name in _OURS if name in base]
     if taken:
         what = f"a base without {', '.join(taken)}"
         raise ConfigError(expected(what, " ".join(config.base), "use out=, runs= and tracking. of the sweep"))
+    if config.search == "tpe" and (many := _points_of(config.space)) < config.trials:
+        what = f"{config.trials} different points"
+        raise ConfigError(expected(what, f"{many} in this space", "lower trials, or set search=grid"))
     for corner in corners(config.space):
-        _check_objective(config, config_of(config, corner, "runs"), corner)
+        _check_objective(config, config_of(base, corner), corner)
+
+
+def _points_of(space: Mapping[str, Domain]) -> float:
+    """How many points there are; of a range of real numbers without end."""
+    sizes = {"choice": lambda ends: len(ends), "integers": lambda ends: ends[1] - ends[0] + 1}
+    return math.prod(sizes.get(domain.kind, lambda ends: math.inf)(domain.ends) for domain in space.values())
 
 
 def corners(space: Mapping[str, Domain]) -> Sequence[dict[str, Scalar]]:

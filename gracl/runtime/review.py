@@ -38,7 +38,7 @@ from gracl.runtime.runs import RECORD
 from gracl.runtime.session import Demand, refusals, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import COLUMNS, epoch_row, say
-from gracl.runtime.tracking import attempt, tracking_uri
+from gracl.runtime.tracking import attempt
 from gracl.runtime.truth import agreement_with, objects_of
 from gracl.sections import Relations
 from gracl.types import UNKNOWN, Assignment, FeatureTable, RetrievalReport
@@ -72,7 +72,7 @@ def review(config: ReviewConfig) -> dict[str, Any]:
     splits = [name for name in (config.data.train, config.data.query, config.data.gallery) if name]
     check(config, config.data, splits)
     state = load_run_state(storage.absolute(config.checkpoint))
-    relations = relations_of(state)
+    relations, run = relations_of(state), _run_of(config)
     root = storage.absolute(config.data.root)
     stores = {name: ShardStore.open(root, name, cache=near(config.data.cache)) for name in splits}
     with session(_demand(config)):
@@ -82,6 +82,8 @@ def review(config: ReviewConfig) -> dict[str, Any]:
     objects = np.full(len(train), UNKNOWN, np.int64)
     if config.identities:
         objects = objects_of(root, config.data.train, near(config.data.cache))
+        if (objects == UNKNOWN).all():
+            say(f"note: the split {config.data.train} has no identities, so none are on the page")
     seen = Seen(train, tables[config.data.train], train.camera_ids(), assignment, objects)
     judged, ranked = _judged(config, stores, tables) if config.data.query else (None, None)
     name = _name(config.checkpoint)
@@ -95,7 +97,7 @@ def review(config: ReviewConfig) -> dict[str, Any]:
         "clusters": assignment.clusters,
         "noise": float((assignment.labels < 0).mean()),
         "mAP": judged.mean_ap if judged else None,
-        "mlflow_run_id": _keep(config, out, text) if config.log else None,
+        "mlflow_run_id": _keep(config, run, text),
         "seconds": round(time.perf_counter() - started, 2),
     }
 
@@ -272,14 +274,24 @@ def _name(checkpoint: str) -> str:
     return f"{place.parent.name}/{place.name}" if place.parent.name else place.name
 
 
-def _keep(config: ReviewConfig, out: str, text: bytes) -> str | None:
-    """The MLflow run of the training, where the checkpoint lies in a run's folder; it has the page then."""
-    epoch = storage.absolute(config.checkpoint).removesuffix(STATE_FILE).rstrip("/")
-    folder = epoch.rpartition("/")[0]
-    if not storage.exists(storage.join(folder, RECORD)):
+def _run_of(config: ReviewConfig) -> tuple[str, str] | None:
+    """MLflow's URI and the id of the run that the checkpoint lies in; None where it lies in none or nobody asked."""
+    folder = storage.absolute(config.checkpoint).removesuffix(STATE_FILE).rstrip("/").rpartition("/")[0]
+    if not config.log or not storage.exists(storage.join(folder, RECORD)):
         return None
-    run_id = str(json.loads(storage.read_bytes(storage.join(folder, RECORD)))["mlflow_run_id"])
-    uri = tracking_uri(config.tracking_uri, folder.rpartition("/")[0])
-    name = f"review-{epoch.rpartition('/')[2]}.html"
-    attempt(uri, lambda client: client.log_text(run_id, text.decode(), name), "the review")
-    return run_id
+    saved = json.loads(storage.read_bytes(storage.join(folder, RECORD)))
+    uri = config.tracking_uri or saved.get("tracking_uri")
+    if uri is None:
+        say("note: the run does not say where its MLflow is; tracking_uri= names it, and the page goes there, too")
+        return None
+    return uri, str(saved["mlflow_run_id"])
+
+
+def _keep(config: ReviewConfig, run: tuple[str, str] | None, text: bytes) -> str | None:
+    """The id of the MLflow run that has the page now; None for none."""
+    if run is None:
+        return None
+    uri, run_id = run
+    name = f"review-{_name(config.checkpoint).rpartition('/')[2]}.html"
+    kept = attempt(uri, lambda client: client.log_text(run_id, text.decode(), name), "the review")
+    return run_id if kept else None

@@ -180,7 +180,7 @@ def register(run: Run, uri: str) -> Run:
         parameters=run.config.flat() | {name: run.recipe[name] for name in run.recipe if name.endswith("_digest")},
         tags=tags,
     )
-    run = record(run, recipe=dict(run.recipe), mlflow_run_id=run_id, finished=0)
+    run = record(run, recipe=dict(run.recipe), mlflow_run_id=run_id, tracking_uri=uri, finished=0)
     settings = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False)
     storage.write_bytes(storage.join(run.folder, "config.yaml"), settings.encode())
     return run

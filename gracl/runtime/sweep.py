@@ -7,7 +7,7 @@ that is done; Tune's own state is of no use to us and is not read.
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -25,9 +25,9 @@ from gracl.errors import CheckpointError, ConfigError, GraclError, TrainingFaile
 from gracl.idle import idle
 from gracl.images import storage
 from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave
-from gracl.runtime.points import Values, check_sweep, config_of, corners, distributions, name_of, points, told
+from gracl.runtime.points import Values, base_of, check_sweep, corners, distributions, name_of, points, told
 from gracl.runtime.runs import RECORD, prepare
-from gracl.runtime.session import interruptible, session
+from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sweep_findings import report
 from gracl.runtime.sweep_trial import POINT, Point, Sweep, sweep_trial
 from gracl.runtime.terminal import clock, say
@@ -38,6 +38,10 @@ SWEEP = "sweep.json"
 # What may be changed when a sweep goes on: how many trials, how many at a time, who is told.
 _FREE = ("trials", "concurrent", "out", "runs", "tracking")
 ENDED = ("done", "stopped")
+# Corners that are looked at as trainings where no point is known.
+_LOOKED_AT = 16
+# Proposals that were made before, after which there is nothing new.
+_MOST_REPEATS = 200
 
 
 def sweep(config: TuneConfig) -> dict[str, Any]:
@@ -51,21 +55,22 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
             cluster that can never hold `concurrent` trials, before anything is written.
         TrainingFailed: no trial did all its epochs.
     """
-    check_sweep(config)
-    config = _with_whole_places(config)
+    config, base = _with_whole_places(config), base_of(config)
+    check_sweep(config, base)
     uri = tracking_uri(config.tracking.uri, config.runs)
-    _check_same(config)
-    swept = Sweep(config, config.runs, storage.join(config.out, "trials"))
+    swept = Sweep(config, base, config.runs, storage.join(config.out, "trials"))
     known = {point.name: point for point in swept.known()}
     listed = points(config)
-    _check_trials(config, listed or list(corners(config.space))[:1])
+    digests = _check_trials(swept, listed or _some_corners(config))
+    what = {"base": base, "digests": digests} | json.loads(config.model_dump_json(exclude={*_FREE, "base"}))
+    _check_same(config, what)
     open_points = [values for values in listed if name_of(values) not in known or not _ended(known[name_of(values)])]
     ended = sum(_ended(point) for point in known.values())
     left = len(open_points) if config.search != "tpe" else max(0, config.trials - ended)
     say(f"{len(listed) or config.trials} trials in {config.out}, {ended} of them done")
     try:
-        with session(_demand(config, left)) if left else nullcontext():
-            parent = _begin(config, uri)
+        with session(_demand(swept, left)) if left else nullcontext():
+            parent = _begin(config, what, uri)
             with closing(uri, parent):
                 if left:
                     tried = config.model_copy(
@@ -73,14 +78,14 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
                     )
                     _learn(replace(swept, config=tried), open_points, list(known.values()), left, uri)
                 found = swept.known()
-                result = report(config, found, uri, parent)
+                result = report(config, base, found, uri, parent)
                 if not result["best"]:
                     raise TrainingFailed(
                         expected("a trial that does all its epochs", "none", f"{result['table']} has the reasons")
                     )
     except KeyboardInterrupt:
         begun = [point for point in swept.known() if point.state == "begun"]
-        leave([config_of(config, point.values, config.runs) for point in begun], uri)
+        leave([swept.training(point.values) for point in begun], uri)
         say("stopped; what is done is kept. To go on, run the same command")
         raise
     return result
@@ -98,55 +103,69 @@ def _with_whole_places(config: TuneConfig) -> TuneConfig:
     )
 
 
-def _check_same(config: TuneConfig) -> None:
+def _check_same(config: TuneConfig, what: Mapping[str, Any]) -> None:
     """Refuses to put the trials of two sweeps into one table.
 
     Raises:
         ConfigError: `out` has those of another.
     """
     place = storage.join(config.out, SWEEP)
-    asked = json.loads(config.model_dump_json(exclude=set(_FREE)))
     if not storage.exists(place):
         return
-    saved = json.loads(storage.read_bytes(place)).get("search", {})
-    changed = [name for name in asked if saved.get(name) != asked[name]]
+    saved = json.loads(storage.read_bytes(place)).get("sweep", {})
+    changed = [name for name in what if saved.get(name) != json.loads(json.dumps(what[name]))]
     if changed:
         raise ConfigError(
             expected(f"the sweep that is in {config.out}", f"another {', '.join(changed)}", "choose another out=")
         )
 
 
-def _check_trials(config: TuneConfig, some: Sequence[Values]) -> None:
-    """Refuses what a training would refuse at its own door, for each point that is known."""
-    if config.search == "tpe" and find_spec("optuna") is None:
+def _some_corners(config: TuneConfig) -> list[Values]:
+    """Corners of the space to look at as trainings: all where they are few."""
+    every: list[Values] = [*corners(config.space)]
+    return every if len(every) <= _LOOKED_AT else [every[0], every[-1]]
+
+
+def _check_trials(swept: Sweep, some: Sequence[Values]) -> dict[str, str]:
+    """Refuses what a training would refuse at its own door, for points that are known; the digests of their data."""
+    if swept.config.search == "tpe" and find_spec("optuna") is None:
         what = expected("the package optuna for search=tpe", "no such package", "install gracl[tpe], or search=random")
         raise ConfigError(what)
-    notes: dict[str, None] = {}
+    notes, digests = dict[str, None](), dict[str, str]()
     for values in some:
         try:
-            run = prepare(config_of(config, values, config.runs))
+            run = prepare(swept.training(values))
         except CheckpointError as error:
-            folder = storage.join(config.runs, name_of(values))
+            folder = storage.join(swept.runs, name_of(values))
             raise ConfigError(f"{told(values)}: {error}; here: choose another out=, or delete {folder}") from None
         except GraclError as error:
             raise type(error)(f"{told(values)}: {error}") from None
         notes |= dict.fromkeys(idle(run.config))
+        digests |= {name: str(value) for name, value in run.recipe.items() if name.endswith("_digest")}
     for words in notes:
         say(f"note: {words}")
+    return digests
 
 
-def _demand(config: TuneConfig, left: int) -> Any:
-    """What the trials hold at one time; a sweep may itself choose how much one holds, so the largest counts."""
-    configs = [config_of(config, corner, config.runs) for corner in corners(config.space)]
-    largest = max(configs, key=lambda one: (demand_of([one], 1).gpus, demand_of([one], 1).cpus))
-    return demand_of([largest] * min(left, config.concurrent), config.concurrent)
+def _demand(swept: Sweep, left: int) -> Demand:
+    """What the trials hold at one time: of each resource as much as any corner of the space may want."""
+    config = swept.config
+    many = min(left, config.concurrent)
+    wanted = [demand_of([swept.training(corner)] * many, many) for corner in corners(config.space)]
+    largest = max(wanted, key=lambda one: (one.gpus, one.cpus))
+    return replace(
+        largest,
+        cpus=max(one.cpus for one in wanted),
+        largest=max(one.largest for one in wanted),
+        waits=all(one.waits for one in wanted),
+    )
 
 
-def _begin(config: TuneConfig, uri: str) -> str:
+def _begin(config: TuneConfig, what: Mapping[str, Any], uri: str) -> str:
     """The id of the sweep's MLflow run; and what the sweep is, for those that go on with it."""
     place = storage.join(config.out, SWEEP)
     saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
-    saved["search"] = json.loads(config.model_dump_json(exclude=set(_FREE)))
+    saved["sweep"] = what
     storage.write_bytes(place, json.dumps(saved, indent=1).encode())
     space = {f"space.{name}": f"{domain.kind} {list(domain.ends)}" for name, domain in config.space.items()}
     plain = {name: getattr(config, name) for name in ("base", "metric", "search", "trials", "scheduler", "seed")}
@@ -199,7 +218,8 @@ class Listener(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray
         values, why = trial.config[POINT], reason(error_of(trial))
         point = self._sweep.read(name_of(values)) or Point(name_of(values), dict(values))
         seen = self._seen.get(point.name, [])
-        self._sweep.write(replace(point, state="failed", why=why, history=seen))
+        epochs = int(seen[-1]["epoch"]) if seen else 0
+        self._sweep.write(replace(point, state="failed", why=why, history=seen, epochs=epochs))
         self._end(trial, f"failed: {why}")
 
     def _say_stopped(self, point: Point) -> None:
@@ -235,7 +255,7 @@ def _learn(swept: Sweep, listed: Sequence[Values], known: Sequence[Point], left:
             mode="max",
             num_samples=left if algorithm else 1,
             search_alg=algorithm,
-            scheduler=_scheduler(config),
+            scheduler=_scheduler(swept),
             max_concurrent_trials=config.concurrent,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -253,23 +273,52 @@ def _learn(swept: Sweep, listed: Sequence[Values], known: Sequence[Point], left:
         storage.remove(scratch)
 
 
-def _scheduler(config: TuneConfig) -> TrialScheduler | None:
+def _scheduler(swept: Sweep) -> TrialScheduler | None:
+    config = swept.config
     if config.scheduler == "none":
         return None
-    most = max(config_of(config, corner, config.runs).epochs for corner in corners(config.space))
+    most = max(swept.training(corner).epochs for corner in corners(config.space))
     return ASHAScheduler(time_attr="epoch", max_t=most, grace_period=config.grace, reduction_factor=config.reduction)
 
 
-def _proposals(config: TuneConfig, known: Sequence[Point]) -> OptunaSearch:
-    """Tree-structured Parzen estimation that knows what was tried, and begins with what was begun."""
+class Distinct(OptunaSearch):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any
+    """Tree-structured Parzen estimation that proposes each point once: another trial of it would be the same run.
+
+    Args:
+        seen: names of the points that are known.
+        options: of `OptunaSearch`.
+    """
+
+    def __init__(self, *, seen: Sequence[str], **options: Any) -> None:
+        super().__init__(**options)
+        self._seen = set(seen)
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next point that has not been; `FINISHED` where 200 proposals in a row have."""
+        for number in range(_MOST_REPEATS):
+            # Under a name of its own for each draw, since of one trial the same point is given again.
+            name = f"{trial_id}/{number}"
+            found = super().suggest(name)
+            if found is None or found == self.FINISHED:
+                return found
+            if name_of(found[POINT]) not in self._seen:
+                self._seen.add(name_of(found[POINT]))
+                self._ot_trials[trial_id] = self._ot_trials.pop(name)
+                return found
+        return self.FINISHED
+
+
+def _proposals(config: TuneConfig, known: Sequence[Point]) -> Distinct:
+    """Proposals that know what was tried, and begin with what was begun."""
     logging.getLogger("optuna").setLevel(logging.WARNING)
 
     def flatten(point: Point) -> dict[str, Any]:
         return {f"{POINT}/{name}": value for name, value in point.values.items()}
 
-    ended = [point for point in known if _ended(point) and point.history]
-    searcher = OptunaSearch(
-        {POINT: distributions(config.space)},
+    ended = [point for point in known if _ended(point)]
+    searcher = Distinct(
+        seen=[point.name for point in ended],
+        space={POINT: distributions(config.space)},
         metric=config.metric,
         mode="max",
         points_to_evaluate=[flatten(point) for point in known if not _ended(point)] or None,
@@ -277,5 +326,6 @@ def _proposals(config: TuneConfig, known: Sequence[Point]) -> OptunaSearch:
         seed=config.seed + len(known),
     )
     for point in ended:
-        searcher.add_evaluated_point(flatten(point), point.history[-1][config.metric])
+        if point.history:
+            searcher.add_evaluated_point(flatten(point), point.history[-1][config.metric])
     return searcher

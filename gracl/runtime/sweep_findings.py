@@ -14,11 +14,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from scipy.stats import spearmanr
 
-from gracl.cli import load_config
 from gracl.config import TrainConfig, TuneConfig, UnjudgedMetric
 from gracl.images import storage
 from gracl.retrieval.sweep_charts import Axis, Tried, metric_chart, parallel_chart
-from gracl.runtime.points import arguments_of, told
+from gracl.runtime.points import config_of, told
 from gracl.runtime.runs import review_command
 from gracl.runtime.sweep_trial import Point
 from gracl.runtime.terminal import say
@@ -35,12 +34,14 @@ CHOSEN = (
 )
 
 
-def report(config: TuneConfig, points: Sequence[Point], uri: str, parent: str) -> dict[str, Any]:
+def report(
+    config: TuneConfig, base: Mapping[str, Any], points: Sequence[Point], uri: str, parent: str
+) -> dict[str, Any]:
     """Writes everything into `out` and the sweep's MLflow run; what the door prints."""
     out = storage.absolute(config.out)
     ranked = in_order(points, config.metric)
     best = next((one for one in ranked if one.state == "done"), None)
-    files = written(config, ranked, best)
+    files = written(config, base, ranked, best)
     for name, content in files.items():
         storage.write_bytes(storage.join(out, name), content)
     attempt(uri, lambda client: keep(client, parent, files, best, config.metric), "the sweep")
@@ -67,12 +68,15 @@ def in_order(points: Sequence[Point], metric: str) -> list[Point]:
 
     def key(one: Point) -> tuple[int, int, float, str]:
         reached = one.reached(metric)
-        return places[one.state], -one.epochs, -reached if reached is not None else math.inf, one.name
+        longest = 0 if one.state == "done" else -one.epochs
+        return places[one.state], longest, -reached if reached is not None else math.inf, one.name
 
     return sorted(points, key=key)
 
 
-def written(config: TuneConfig, ranked: Sequence[Point], best: Point | None) -> dict[str, bytes]:
+def written(
+    config: TuneConfig, base: Mapping[str, Any], ranked: Sequence[Point], best: Point | None
+) -> dict[str, bytes]:
     """The files of a sweep, by name; no preset and no picture where nothing was reached."""
     texts = {
         "table.md": table(config, ranked),
@@ -80,11 +84,11 @@ def written(config: TuneConfig, ranked: Sequence[Point], best: Point | None) -> 
         "sweep.yaml": yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False),
     }
     if best:
-        texts["best.yaml"] = preset(config, best)
+        texts["best.yaml"] = preset(config, base, best)
     tried = [
         Tried(one.values, 100 * reached if "val/" in config.metric else reached, one.state == "done")
         for one in ranked
-        if (reached := one.reached(config.metric)) is not None
+        if one.state in ("done", "stopped") and (reached := one.reached(config.metric)) is not None
     ]
     pictures = {}
     if tried:
@@ -153,12 +157,12 @@ def as_csv(config: TuneConfig, ranked: Sequence[Point]) -> str:
     return out.getvalue()
 
 
-def preset(config: TuneConfig, best: Point) -> str:
+def preset(config: TuneConfig, base: Mapping[str, Any], best: Point) -> str:
     """The settings of a trial that differ from what a training has by itself, as a file for the training door.
 
     Left out are the place of the data, which is given anew, and what the sweep decided for all trials.
     """
-    settings = load_config(TrainConfig, [*config.base, *arguments_of(best.values)]).flat()
+    settings = config_of(base, best.values).flat()
     plain = TrainConfig.model_validate({"data": {"root": ""}}).flat()
     nested: dict[str, Any] = {}
     for name, value in settings.items():

@@ -15,7 +15,7 @@ from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gracl.config import TuneConfig
+from gracl.config import TrainConfig, TuneConfig
 from gracl.images import storage
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.points import Values, config_of, name_of
@@ -52,11 +52,22 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What every trial of a sweep has in common; `config` has whole paths and the parent of the MLflow runs."""
+    """What every trial of a sweep has in common.
+
+    Attributes:
+        config: with whole paths, and the parent of the MLflow runs.
+        base: the settings of all trials, nested.
+        runs, records: folders.
+    """
 
     config: TuneConfig
+    base: Mapping[str, Any]
     runs: str
     records: str
+
+    def training(self, values: Values) -> TrainConfig:
+        """The training of a trial."""
+        return config_of(self.base, values, runs=self.runs, tracking=self.config.tracking)
 
     def place(self, name: str) -> str:
         """Where the record of a trial lies."""
@@ -97,7 +108,7 @@ def sweep_trial(chosen: Mapping[str, Values], swept: Sweep) -> None:
     The last epoch is told when its record is written: at the last epoch Tune may end this process.
     """
     values = dict(chosen[POINT])
-    point, config = Point(name_of(values), values), config_of(swept.config, values, swept.runs)
+    point, config = Point(name_of(values), values), swept.training(values)
     swept.write(point)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})

@@ -182,12 +182,14 @@ def mend(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> list[
     return missing
 
 
-def attempt(uri: str, write: Callable[[MlflowClient], Any], what: str) -> None:
-    """Writes to MLflow; what it does not take is logged, and nothing fails."""
+def attempt(uri: str, write: Callable[[MlflowClient], Any], what: str) -> bool:
+    """Writes to MLflow; what it does not take is logged, and nothing fails. Whether it took it."""
     try:
         write(MlflowClient(uri))
     except Exception:
         LOG.exception("MLflow at %s did not take %s; the run's folder holds it", uri, what)
+        return False
+    return True
 
 
 @contextmanager

@@ -70,6 +70,14 @@ def test_without_identities_nothing_of_them_is_on_the_page(trained, toy_shards, 
     assert set(agreement(np.zeros(len(objects), np.int64), objects)) <= set(re.findall(r"<td>(\w+)</td>", told))
 
 
+def test_a_page_that_mlflow_did_not_take_is_not_said_to_be_there(trained, toy_shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = {"tracking_uri": "http://127.0.0.1:9"}
+    found = reviewed(trained["checkpoint"], toy_shards, tmp_path / "page.html", **away)
+    assert found["mlflow_run_id"] is None
+    assert Path(found["out"]).is_file()
+
+
 def test_a_checkpoint_without_a_run_has_a_page_too(ray_cluster, toy_shards, tmp_path):
     save_state(learn(toy_config(toy_shards, epochs=1)), tmp_path / "alone")
     found = reviewed(tmp_path / "alone", toy_shards, tmp_path / "page.html")
@@ -82,6 +90,11 @@ def test_what_cannot_be_reviewed_is_refused(trained, toy_shards, tmp_path):
         reviewed(trained["checkpoint"], toy_shards, tmp_path / "page.html", **{"data.query": ""})
     with pytest.raises(ConfigError, match="a split named 'other'"):
         reviewed(trained["checkpoint"], toy_shards, tmp_path / "page.html", **{"data.train": "other"})
+    with pytest.raises(ConfigError, match="log=true beside tracking_uri"):
+        reviewed(trained["checkpoint"], toy_shards, tmp_path / "page.html", log=False, tracking_uri="http://there")
+    bare = {"data.query": "", "data.gallery": "", "queries": 3}
+    with pytest.raises(ConfigError, match="data.query beside queries"):
+        reviewed(trained["checkpoint"], toy_shards, tmp_path / "page.html", **bare)
     state = load_state(trained["checkpoint"])
     strange = replace(state, recipe={**state.recipe, "relations.moon": "full"})
     save_state(strange, tmp_path / "strange")

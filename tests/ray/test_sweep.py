@@ -14,7 +14,7 @@ from gracl.config import TrainConfig, TuneConfig
 from gracl.errors import ConfigError, TrainingFailed
 from gracl.learning.checkpoint import load_state
 from gracl.runtime import sweep as door
-from gracl.runtime.points import config_of, name_of
+from gracl.runtime.points import base_of, config_of, name_of
 from gracl.runtime.sweep import sweep
 from gracl.runtime.sweep_trial import Point, Sweep
 from gracl.runtime.train import train
@@ -29,8 +29,10 @@ COLLAPSES, WELL, ALSO = {"relations.min_samples": 60}, {"relations.min_samples":
 def asked(root, out, epochs=2, **changes):
     settings = TOY | {"data.root": root, "epochs": epochs, "eval_every": 1}
     settings.pop("relations.min_samples")
+    preset = Path(root).parent / "sweep_base.yaml"
+    preset.write_text(f"epochs: {settings.pop('epochs')}")
     given = {
-        "base": [f"{name}={value}" for name, value in settings.items()],
+        "base": [str(preset), *(f"{name}={value}" for name, value in settings.items())],
         "space": {"relations.min_samples": {"choice": [2, 3, 60]}},
         "search": "grid",
         "out": str(out),
@@ -46,11 +48,22 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(ray_cluster, toy_shards, out):
-    """The result of a sweep of which one trial had been begun and stopped, and one collapses."""
+    """The result of a sweep of which one trial had been begun and stopped, and one collapses.
+
+    Its presets and shards are named as one types them, from the folder where one stands: Tune's trials have their own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(toy_shards).parent)
+        return swept_from_here(toy_shards, out)
+
+
+def swept_from_here(toy_shards, out):
     config = asked(toy_shards, out)
-    began = config_of(config, ALSO, str(out / "runs")).model_copy(update={"epochs": 1})
-    train(began)
-    records = Sweep(config, str(out / "runs"), str(out / "trials"))
+    config = config.model_copy(
+        update={"base": ("sweep_base.yaml", *config.base[1:], f"data.root={Path(toy_shards).name}")}
+    )
+    records = Sweep(config, base_of(config), str(out / "runs"), str(out / "trials"))
+    train(records.training(ALSO).model_copy(update={"epochs": 1}))
     records.write(Point(name_of(ALSO), ALSO))
     return sweep(config)
 
@@ -66,7 +79,7 @@ def kept(out, values):
 def test_trials_equal_local_runs_also_one_that_was_begun(found, toy_shards, out):
     for values in (WELL, ALSO):
         state = load_state(out / "runs" / name_of(values) / "epoch-0002")
-        assert_same_run(state, learn(config_of(asked(toy_shards, out), values, "")))
+        assert_same_run(state, learn(config_of(base_of(asked(toy_shards, out)), values)))
         told = record(out, values)
         assert (told["state"], told["epochs"]) == ("done", 2)
         assert told["history"][-1]["val/mAP"] == state.history[-1]["val/mAP"]
@@ -85,7 +98,7 @@ def test_the_best_is_a_preset_that_the_training_door_takes(found, toy_shards, ou
     assert found["best"]["run"] == max(reached, key=reached.get)
     assert found["best"]["val/mAP"] == max(reached.values())
     preset = load_config(TrainConfig, [found["best_preset"], f"data.root={toy_shards}"])
-    assert preset.recipe() == config_of(asked(toy_shards, out), found["best"]["values"], "").recipe()
+    assert preset.recipe() == config_of(base_of(asked(toy_shards, out)), found["best"]["values"]).recipe()
     assert {"metric.png", "parallel.png", "trials.csv", "sweep.yaml"} <= {path.name for path in out.iterdir()}
     assert not (out / "tune").exists()
 
@@ -119,6 +132,11 @@ def test_another_sweep_in_the_same_place_is_refused(found, toy_shards, out):
         sweep(asked(toy_shards, out, metric="val/rank1"))
 
 
+def test_another_preset_under_the_same_name_is_another_sweep(found, toy_shards, out):
+    with pytest.raises(ConfigError, match="another base; choose another out="):
+        sweep(asked(toy_shards, out, epochs=3))
+
+
 def test_a_sweep_without_any_result_fails_and_says_where_the_reasons_are(ray_cluster, toy_shards, tmp_path):
     space = {"relations.min_samples": {"choice": [60]}}
     with pytest.raises(
@@ -144,7 +162,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_proposals_begin_with_what_was_
         concurrent=1,
         space={"relations.min_samples": {"integers": [2, 3]}, "optim.rate": {"loguniform": [0.0001, 0.3]}},
     )
-    records = Sweep(swept, str(tmp_path / "runs"), str(tmp_path / "trials"))
+    records = Sweep(swept, base_of(swept), str(tmp_path / "runs"), str(tmp_path / "trials"))
     # What stands for trials of before: one that is done, and two that were begun and are proposed first, by name.
     one = {"relations.min_samples": 2, "optim.rate": 0.00035}
     known = [{"epoch": 6.0, "val/mAP": 0.6, "time/epoch_s": 1.0}]

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from gracl.cli import load_config
 from gracl.config import TrainConfig, TuneConfig
 from gracl.errors import ConfigError
-from gracl.runtime.points import arguments_of, check_sweep, combinations, config_of, corners, name_of, points
+from gracl.runtime.points import base_of, check_sweep, combinations, config_of, corners, name_of, points
 from gracl.sections import Domain
 from tests.architecture.imports import ROOT
 
@@ -56,28 +56,41 @@ def test_points_that_there_are_not_are_not_looked_for_forever():
         points(asked(space={"relations.k1": {"integers": [10, 12]}}, trials=4))
 
 
+def checked(**changes):
+    config = asked(**changes)
+    check_sweep(config, base_of(config))
+
+
 def test_a_trial_is_the_training_that_one_would_type():
     values = {"loss.inter_temperature": 0.03, "encoder.pooling": "average"}
-    made = config_of(asked(), values, "runs")
+    base = base_of(asked())
+    made = config_of(base, values, runs="there")
     typed = load_config(TrainConfig, [*GIVEN["base"], "loss.inter_temperature=0.03", "encoder.pooling=average"])
     assert made.recipe() == typed.recipe()
-    assert (made.name, made.runs) == (name_of(values), "runs")
+    assert (made.name, made.runs) == (name_of(values), "there")
     assert name_of(values) == name_of(dict(reversed(values.items())))
-    assert config_of(asked(), {"loss.inter_temperature": 0.05}, "runs").name != asked.name
+    assert config_of(base, {"loss.inter_temperature": 0.05}).name != made.name
+    assert base == base_of(asked()), "a trial is not meant to change what all have in common"
 
 
-@pytest.mark.parametrize("value", [1e-05, 3e20, True, "token", 7, 0.1])
-def test_every_kind_of_value_arrives(value):
-    (argument,) = arguments_of({"some.key": value})
-    assert load_config_value(argument) == value
+def test_presets_are_read_once_and_places_are_whole(tmp_path, monkeypatch):
+    (tmp_path / "preset.yaml").write_text("epochs: 7\nencoder: {weights: net.pth}")
+    monkeypatch.chdir(tmp_path)
+    base = base_of(asked(base=["preset.yaml", "data.root=shards", "data.cache=s3://bucket/cache"]))
+    monkeypatch.chdir("/")
+    made = config_of(base, {"loss.momentum": 0.5})
+    assert (made.epochs, made.loss.momentum) == (7, 0.5)
+    assert (made.data.root, made.encoder.weights) == (str(tmp_path / "shards"), str(tmp_path / "net.pth"))
+    assert made.data.cache == "s3://bucket/cache"
 
 
-def load_config_value(argument):
-    from gracl import cli
-
-    values = {}
-    cli._override(values, argument)
-    return values["some"]["key"]
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("optim.rate", 1e-05), ("camera_balanced", True), ("encoder.pooling", "average"), ("relations.k1", 7)],
+)
+def test_every_kind_of_value_arrives(name, value):
+    arrived = config_of(base_of(asked()), {name: value}).flat()[name]
+    assert (arrived, type(arrived)) == (value, type(value))
 
 
 def test_corners_are_all_combinations_of_ends_or_each_end_by_itself():
@@ -101,6 +114,9 @@ def test_corners_are_all_combinations_of_ends_or_each_end_by_itself():
         ({"space": {"relations.k2": {"integers": [2, 60]}}}, "relations.k2=60: .*relations.k2 of at most relations.k1"),
         ({"space": {"runs": {"choice": ["a", "b"]}}}, "the sweep decides these"),
         ({"space": {"name": {"choice": ["a", "b"]}}}, "the sweep decides these"),
+        ({"space": {"data.root": {"choice": ["a", "b"]}}}, "the sweep decides these, or pipelines/compare.py"),
+        ({"space": {"loss": {"choice": [1, 2]}}}, "loss: Input should be"),
+        ({"search": "tpe", "space": {"relations.k1": {"integers": [10, 12]}}}, "40 different points; came 3"),
         ({"base": ["data.root=x", "name=mine"]}, "a base without name"),
         ({"base": ["data.root=x", "epocs=3"]}, "did you mean epochs"),
         ({"base": ["data.root=x", "data.query=''", "data.gallery=''"]}, "splits to be judged on with metric=val/mAP"),
@@ -112,14 +128,17 @@ def test_corners_are_all_combinations_of_ends_or_each_end_by_itself():
 )
 def test_a_sweep_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        check_sweep(asked(**changes))
+        checked(**changes)
 
 
 def test_sweeps_that_can_be_are_not_refused():
-    check_sweep(asked())
-    check_sweep(asked(scheduler="asha", grace=4))
+    checked()
+    checked(scheduler="asha", grace=4)
     bare = ["data.root=x", "data.query=''", "data.gallery=''"]
-    check_sweep(asked(base=bare, metric="cluster/covered_silhouette", scheduler="asha", grace=8))
+    checked(base=bare, metric="cluster/covered_silhouette", scheduler="asha", grace=8)
+    # The base alone is no training here, and every trial is.
+    checked(base=["data.root=x", "relations.instances=16"], space={"loss.instance_weight": {"choice": [0.5, 1.0]}})
+    checked(search="tpe", trials=3, space={"relations.k1": {"integers": [10, 12]}})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +149,7 @@ def test_sweeps_that_can_be_are_not_refused():
         ({"space": {"seed": {"uniform": [1, 2], "choice": [1]}}}, "came uniform, choice"),
         ({"space": {"seed": {"integers": [3, 3]}}}, "integers from a lower end to a higher"),
         ({"space": {"seed": {"loguniform": [0.0, 3]}}}, "loguniform above 0"),
-        ({"space": {"seed": {"choice": [1, 1]}}}, "a choice of different values"),
+        ({"space": {"seed": {"choice": [1, 1.0]}}}, "a choice of different values"),
         ({"space": {"seed": {"lognormal": [0, 1]}}}, "Extra inputs"),
         ({"metric": "val/map"}, "Input should be 'val/mAP'"),
         ({"search": "grid", "trials": 0}, "a choice for every setting with search=grid"),
@@ -149,5 +168,5 @@ def test_settings_that_do_not_go_together_are_refused(changes, message):
 def test_the_sweeps_that_we_give_are_accepted(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load_config(TuneConfig, [str(file)])
-    check_sweep(config)
+    check_sweep(config, base_of(config))
     assert set(yaml.safe_load(file.read_text())["space"]) == set(config.space)

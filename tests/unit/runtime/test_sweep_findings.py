@@ -23,6 +23,8 @@ CONFIG = TuneConfig(
     out="sweeps/mine",
 )
 
+BASE = {"data": {"root": "shards"}, "epochs": 2, "optim": {"rate": 0.001}}
+
 
 def point(name, state, epochs, *reached, why="", temperature=0.05):
     values = {"loss.inter_temperature": temperature, "loss.intra_temperature": 0.1, "encoder.pooling": "average"}
@@ -45,6 +47,8 @@ POINTS = [
 def test_the_best_is_the_highest_last_epoch_of_those_that_did_all():
     ranked = in_order(POINTS, "val/mAP")
     assert [one.name for one in ranked] == ["high", "middle", "low", "early", "failed"]
+    longer = point("longer", "done", 5, 0.1, 0.1, 0.1, 0.1, 0.15)
+    assert [one.name for one in in_order([longer, *POINTS], "val/mAP")][3] == "longer", "epochs may be swept, too"
 
 
 def test_the_table_has_every_trial_its_state_and_the_reasons():
@@ -64,10 +68,10 @@ def test_correlations_need_three_judged_trials_that_did_all_epochs():
     assert correlations(same) == {}
 
 
-def test_the_best_preset_is_what_the_training_door_takes(monkeypatch, tmp_path):
-    (tmp_path / "best.yaml").write_text(preset(CONFIG, POINTS[3]))
+def test_the_best_preset_is_what_the_training_door_takes(tmp_path):
+    (tmp_path / "best.yaml").write_text(preset(CONFIG, BASE, POINTS[3]))
     taken = load_config(TrainConfig, [str(tmp_path / "best.yaml"), "data.root=elsewhere"])
-    assert taken.recipe() == config_of(CONFIG, POINTS[3].values, "runs").recipe()
+    assert taken.recipe() == config_of(BASE, POINTS[3].values).recipe()
     assert taken.loss.inter_temperature == 0.0712345678
     assert (taken.name, taken.runs, taken.data.root) == ("", "runs", "elsewhere")
 
@@ -87,11 +91,11 @@ def pixels(content):
 
 
 def test_pictures_show_the_trials_and_change_with_them():
-    files = written(CONFIG, POINTS, POINTS[3])
-    other = written(CONFIG, POINTS[:3], None)
+    files = written(CONFIG, BASE, POINTS, POINTS[3])
+    other = written(CONFIG, BASE, POINTS[:3], None)
     for name in ("metric.png", "parallel.png"):
         assert pixels(files[name]).std() > 5
         assert files[name] != other[name]
     assert "best.yaml" in files
     assert "best.yaml" not in other
-    assert set(written(CONFIG, POINTS[:1], None)) == {"table.md", "trials.csv", "sweep.yaml"}
+    assert set(written(CONFIG, BASE, POINTS[:1], None)) == {"table.md", "trials.csv", "sweep.yaml"}

@@ -102,7 +102,7 @@ def check_sweep(config: TuneConfig, base: Mapping[str, Any]) -> None:
 def _points_of(space: Mapping[str, Domain]) -> float:
     """How many points there are; of a range of real numbers without end."""
     sizes = {"choice": lambda ends: len(ends), "integers": lambda ends: ends[1] - ends[0] + 1}
-    return math.prod(sizes.get(domain.kind, lambda ends: math.inf)(domain.ends) for domain in space.values())
+    return float(math.prod(sizes.get(one.kind, lambda ends: math.inf)(one.ends) for one in space.values()))
 
 
 def corners(space: Mapping[str, Domain]) -> Sequence[dict[str, Scalar]]:

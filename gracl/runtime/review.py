@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 from jaxtyping import Float32, Int64
+from mlflow import MlflowClient
 from numpy import ndarray
 from pydantic import ValidationError
 
@@ -218,6 +219,7 @@ def _cluster_row(one: ShownCluster, seen: Seen) -> SheetRow:
     """The inter-ID proxy, then the intra-ID proxy and other members."""
     centre = seen.assignment.proxies.cluster_sums[one.cluster] / (one.size * max(one.closeness, 1e-12))
     scores = seen.features[one.members] @ centre
+    members: list[int] = one.members.tolist()
     objects = seen.objects[seen.assignment.labels == one.cluster]
     names, counts = np.unique(objects[objects != UNKNOWN], return_counts=True)
     usual = int(names[counts.argmax()]) if len(names) else UNKNOWN
@@ -226,8 +228,8 @@ def _cluster_row(one: ShownCluster, seen: Seen) -> SheetRow:
         query=_pictures(seen, [one.inter])[0],
         query_caption=_camera(seen, one.inter),
         gallery=_pictures(seen, one.members),
-        captions=[f"{score:.2f} {_camera(seen, image)}" for score, image in zip(scores, one.members, strict=True)],
-        correct=[_same(usual, int(seen.objects[image])) for image in one.members],
+        captions=[f"{score:.2f} {_camera(seen, image)}" for score, image in zip(scores, members, strict=True)],
+        correct=[_same(usual, int(seen.objects[image])) for image in members],
         note=f"{one.size} images{cameras}\ncloseness {one.closeness:.2f}",
     )
 
@@ -293,5 +295,9 @@ def _keep(config: ReviewConfig, run: tuple[str, str] | None, text: bytes) -> str
         return None
     uri, run_id = run
     name = f"review-{_name(config.checkpoint).rpartition('/')[2]}.html"
-    kept = attempt(uri, lambda client: client.log_text(run_id, text.decode(), name), "the review")
-    return run_id if kept else None
+
+    def write(client: MlflowClient) -> None:
+        client.get_run(run_id)  # MLflow remembers where a run's files go, also of another server
+        client.log_text(run_id, text.decode(), name)
+
+    return run_id if attempt(uri, write, "the review") else None

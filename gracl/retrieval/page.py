@@ -45,7 +45,7 @@ def _part(number: int, part: Part) -> str:
     if part.words:
         lines.append(f'<p class="note">{html.escape(part.words)}</p>')
     tables = [_table(rows) for rows in part.tables]
-    lines += [f"<details><summary>show</summary>{table}</details>" for table in tables] if part.folded else tables
+    lines += [f"<details><summary>as a table</summary>{table}</details>" for table in tables] if part.folded else tables
     for caption, picture in part.pictures.items():
         data = base64.b64encode(picture).decode()
         words = html.escape(caption)

@@ -19,17 +19,25 @@ from gracl.types import NOISE, UNKNOWN, Proxies
 
 # Panels of the curves: title, figures with their names, and whether they are shares.
 CURVES: tuple[tuple[str, tuple[tuple[str, str], ...], bool], ...] = (
-    ("loss", (("train/loss", "loss"), ("train/inter_loss", "inter"), ("train/intra_loss", "intra")), False),
+    ("loss", (), False),
     ("clusters", (("cluster/number", "clusters"),), False),
     ("noise", (("cluster/noise_fraction", "noise"),), True),
     ("retrieval", (("val/mAP", "mAP"), ("val/rank1", "Rank-1")), True),
 )
-COLOURS = (INK, MEAN, ACROSS)
+TERMS = ("inter", "intra", "instance", "camera")
+COLOURS = (INK, MEAN, ACROSS, "#15803d", "#7e22ce")
 
 
-def curves_chart(history: Sequence[Mapping[str, float]]) -> bytes:
-    """A PNG: losses, clusters, noise and retrieval over the epochs; a panel without any figure is left out."""
-    panels = [panel for panel in CURVES if any(name in row for name, _ in panel[1] for row in history)]
+def curves_chart(history: Sequence[Mapping[str, float]], terms: Sequence[str] = TERMS) -> bytes:
+    """A PNG: losses, clusters, noise and retrieval over the epochs; a panel without any figure is left out.
+
+    Args:
+        history: the figures of each epoch.
+        terms: of the loss that are shown beside it: those that were learnt.
+    """
+    losses = (("train/loss", "loss"), *((f"train/{term}_loss", term) for term in terms))
+    panels = [(title, lines or losses, share) for title, lines, share in CURVES]
+    panels = [panel for panel in panels if any(name in row for name, _ in panel[1] for row in history)]
     figure, drawn = _figure(4.0 * len(panels), 3.0, len(panels))
     for panel, (title, lines, share) in zip(drawn, panels, strict=True):
         for colour, (name, words) in zip(COLOURS, lines, strict=False):

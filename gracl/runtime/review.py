@@ -30,7 +30,7 @@ from gracl.relations.relate import relate
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.page import Part, page
 from gracl.retrieval.ranking import rank
-from gracl.retrieval.review_charts import confusion_chart, curves_chart, map_chart, similarity_chart
+from gracl.retrieval.review_charts import TERMS, confusion_chart, curves_chart, map_chart, similarity_chart
 from gracl.retrieval.sheet import CLUSTER_LEGEND, NOISE_LEGEND, Legend, SheetRow, draw_sheet
 from gracl.retrieval.showing import ShownCluster, noise_to_show, notable_clusters, pair_similarities
 from gracl.runtime.checkpoints import load_run_state
@@ -169,7 +169,7 @@ def parts(
     sections = [Part("Figures", tables=[_figures(seen, judged)])]
     if state.history:
         epochs = [[title for title, _, _ in COLUMNS], *(epoch_row(row) for row in state.history)]
-        curves = {"by epoch": curves_chart(state.history)}
+        curves = {"by epoch": curves_chart(state.history, _terms_of(state))}
         sections.append(Part("Training", pictures=curves, tables=[epochs], folded=True))
     if ranked:
         words = "Queries by average precision: the hardest third, the most ordinary, the easiest."
@@ -197,6 +197,11 @@ def parts(
     ]
     sections.append(Part("Settings", tables=[settings], folded=True))
     return sections
+
+
+def _terms_of(state: TrainState) -> list[str]:
+    """The terms of the loss that have a weight; all where the recipe does not say."""
+    return [term for term in TERMS if state.recipe.get(f"loss.{term}_weight", 1)]
 
 
 def _figures(seen: Seen, judged: RetrievalReport | None) -> list[list[object]]:

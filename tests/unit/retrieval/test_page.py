@@ -58,6 +58,8 @@ def test_the_page_holds_everything_and_fetches_nothing():
 def test_curves_leave_out_what_no_epoch_has():
     row = {"train/loss": 2.0, "cluster/number": 9.0, "cluster/noise_fraction": 0.1}
     bare = [{"epoch": 1.0} | row, {"epoch": 2.0} | row]
+    terms = [{**one, "train/camera_loss": 1.0} for one in bare]
+    assert (pixels(curves_chart(terms, ["camera"])) != pixels(curves_chart(terms, []))).any()
     judged = [bare[0], bare[1] | {"val/mAP": 0.5, "val/rank1": 0.7}]
     assert pixels(curves_chart(judged)).shape[1] > pixels(curves_chart(bare)).shape[1]
 

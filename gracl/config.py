@@ -331,6 +331,14 @@ class ReviewConfig(ModelConfig):
         return self
 
 
+class PublishConfig(Section):
+    """A checkpoint as a registered MLflow model."""
+
+    checkpoint: str = Field(description="folder of a checkpoint in the folder of its run")
+    model: Name = Field(description="name under which it is registered")
+    tracking_uri: str | None = Field(None, description="MLflow of the run; default: where the training wrote")
+
+
 class SynthesizeConfig(Section):
     """A synthetic world, written as a raw folder in Market-1501 naming."""
 

@@ -1,0 +1,69 @@
+"""What stands beside a model for those who did not train it."""
+
+from collections.abc import Mapping, Sequence
+
+FIGURES = ("val/mAP", "val/mINP", "val/rank1", "val/rank5", "val/rank10", "val/rank20")
+CARD = """\
+# {name}
+
+An encoder made by gracl: a picture of one object in, a feature of length 1 out; two pictures of the same object have a
+high inner product.
+
+## Figures
+
+{figures}
+
+## How it was made
+
+Trained without labels (pseudo labels by clustering, contrast with proxies of the clusters) for {epochs} epochs, on the
+train split of digest `{train}`.{cameras} All settings of the recipe:
+
+{settings}
+
+## What it is for, and what not
+
+To find pictures of the same object again among pictures like those that it was trained on. A similarity is not a proof
+of identity: the figures above say how often the first answer is wrong, on the data above alone; on other cameras,
+seasons or kinds of objects it is likely worse, and nothing was measured there. Nobody should be accused, refused or
+followed because of it. Pictures of people are personal data, and features that tell people apart may be biometric data,
+for which many laws ask for consent or a reason; whoever uses the model answers for that.
+
+## Limits
+
+- Learnt from clusters: what the training took for one object may be several, and its faults are those of the clusters.
+- Fairness over groups of people was not measured.
+- Figures are of the last epoch; those of the best epoch would be chosen on the data that they are reported on.
+"""
+
+
+def model_card(name: str, recipe: Mapping[str, object], history: Sequence[Mapping[str, float]]) -> str:
+    """The card as Markdown.
+
+    Args:
+        name: of the checkpoint.
+        recipe: the settings by which it was made.
+        history: the figures of every epoch; the last one's retrieval is reported, if it was judged.
+    """
+    last = history[-1] if history else {}
+    judged = [f"| {figure.removeprefix('val/')} | {last[figure]:.1%} |" for figure in FIGURES if figure in last]
+    digests = ", ".join(f"{role} `{recipe.get(f'data.{role}_digest', 'unknown')}`" for role in ("query", "gallery"))
+    figures = "\n".join(
+        ["| figure | value |", "| --- | --- |", *judged, "", f"On {digests}, single query, no re-ranking."]
+    )
+    readers = {
+        "camera_balanced": "sampler",
+        "relations.camera_aware": "distances",
+        "relations.camera_proxies": "loss",
+    }
+    used = [words for setting, words in readers.items() if recipe.get(setting)]
+    used += ["features"] if recipe.get("relations.centre") == "camera" else []
+    return CARD.format(
+        name=name,
+        figures=figures if judged else "It was not judged.",
+        epochs=len(history),
+        train=recipe.get("data.train_digest", "unknown"),
+        cameras=f" Camera ids of that split were read by: {', '.join(used)}." if used else " No camera ids were read.",
+        settings="\n".join(
+            ["| setting | value |", "| --- | --- |", *(f"| {key} | {recipe[key]} |" for key in sorted(recipe))]
+        ),
+    )

@@ -28,7 +28,8 @@ LOAD = """
 import sys
 for name in ("ray", "gracl.config"):
     sys.modules[name] = None  # importing it raises ImportError
-import mlflow, numpy
+import mlflow, numpy, torch
+torch.set_num_threads(1)
 mlflow.set_tracking_uri({uri!r})
 model = mlflow.pyfunc.load_model("models:/toy@champion")
 numpy.save({out!r}, model.predict(numpy.load({images!r})))

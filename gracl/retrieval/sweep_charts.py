@@ -11,10 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gracl.retrieval.charts import FAINT, INK, MEAN
 
-COLOURS = "viridis"
+COLOURS = "viridis_r"  # the best are dark: they are looked for
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,9 @@ def _label(scale_of: Any, set_scale: Any, axis: Axis, names: Sequence[str]) -> N
         scale_of.set_ticks(range(len(names)), names)
     elif axis.log:
         set_scale("log")
+        scale_of.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        scale_of.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+        scale_of.set_minor_formatter(NullFormatter())
     scale_of.set_label_text(axis.name)
 
 

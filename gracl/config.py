@@ -16,7 +16,6 @@ from gracl.sections import (
     Count,
     Crew,
     Data,
-    Domain,
     EncoderSection,
     Expansion,
     Judged,
@@ -36,9 +35,6 @@ from gracl.sections import (
     Views,
 )
 
-# Of what a sweep may seek: what every judged epoch tells, and what every epoch tells without any identity.
-JudgedMetric = Literal["val/mAP", "val/mINP", "val/rank1", "val/rank5", "val/rank10"]
-UnjudgedMetric = Literal["cluster/silhouette", "cluster/covered_silhouette"]
 # Part of a run's name, and so of a folder's.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 # What one would type behind a door: preset files and section.key=value; one of them may stand alone.
@@ -79,39 +75,39 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":
         batch = self.sampling.objects * self.sampling.images_per_object
-        _refuse_unless(
+        refuse_unless(
             self.sampling.objects % self.scale.workers == 0,
             "sampling.objects that the workers can share equally",
             f"{self.sampling.objects} objects and scale.workers={self.scale.workers}",
             "make sampling.objects a multiple of scale.workers",
         )
         part, group = batch // self.scale.workers, self.encoder.bn_group
-        _refuse_unless(
+        refuse_unless(
             not group or group >= batch or part % group == 0,
             "encoder.bn_group that divides each worker's part, so that the number of workers changes nothing",
             f"bn_group={group} and {part} images for each of {self.scale.workers} workers",
             "choose a smaller bn_group, fewer workers, or 0 for 'whatever a worker has'",
         )
-        _refuse_unless(
+        refuse_unless(
             not group or group < batch or self.scale.workers == 1,
             "encoder.bn_group that one worker can hold",
             f"bn_group={group} for {part} images of each worker",
             "choose a smaller bn_group or one worker",
         )
-        _refuse_unless(
+        refuse_unless(
             self.scan_batch % self.scale.workers == 0,
             "scan_batch that the workers can share equally",
             f"{self.scan_batch} images and scale.workers={self.scale.workers}",
             "make scan_batch a multiple of scale.workers",
         )
-        _refuse_unless(
+        refuse_unless(
             self.relations.k2 <= self.relations.k1,
             "relations.k2 of at most relations.k1",
             f"k2={self.relations.k2}, k1={self.relations.k1}",
             "lower relations.k2",
         )
         relations = self.relations
-        _refuse_unless(
+        refuse_unless(
             relations.shards == 1
             or (relations.search == "exact" and not relations.camera_aware and relations.centre == "none"),
             "relations.shards of 1 with an approximate search, camera_aware or a centre: they are made in one place",
@@ -119,36 +115,36 @@ class TrainConfig(Section):
             f"centre={relations.centre}",
             "set relations.shards=1",
         )
-        _refuse_unless(
+        refuse_unless(
             relations.search == "exact" or not (relations.camera_aware or relations.backend == "torch"),
             "relations.search=exact with camera_aware or backend=torch",
             f"search={relations.search}, camera_aware={relations.camera_aware}, backend={relations.backend}",
             "set relations.search=exact, or leave these two as they are",
         )
-        _refuse_unless(
+        refuse_unless(
             relations.k2_intra <= relations.k1_intra + 1 and relations.k2_inter <= relations.k1_inter + 1,
             "relations.k2_intra and k2_inter of at most k1_intra + 1 and k1_inter + 1",
             f"{relations.k2_intra} and {relations.k2_inter}",
             "lower them",
         )
-        _refuse_unless(
+        refuse_unless(
             any(getattr(self.loss, f"{term}_weight") for term in ("inter", "intra", "instance", "camera")),
             "loss.inter_weight, intra_weight, instance_weight or camera_weight above 0",
             "all 0",
             "give one of them a weight",
         )
-        _refuse_unless(
+        refuse_unless(
             relations.eps != "auto" or relations.clustering == "dbscan",
             "relations.eps as a number, or auto with clustering=dbscan",
             f"eps={relations.eps}, clustering={relations.clustering}",
             "leave relations.eps as it is",
         )
-        _refuse_unless(
-            not relations.sure
+        refuse_unless(
+            not relations.reliability
             or (relations.clustering == "dbscan" and (relations.eps == "auto" or 0.02 < relations.eps < 0.98)),
-            "relations.clustering=dbscan and an eps between 0.02 and 0.98 (it is moved by 0.02) with relations.sure",
-            f"sure={relations.sure:g}, clustering={relations.clustering}, eps={relations.eps}",
-            "set relations.sure=0",
+            "relations.clustering=dbscan and an eps between 0.02 and 0.98 with relations.reliability, which moves it",
+            f"reliability={relations.reliability:g}, clustering={relations.clustering}, eps={relations.eps}",
+            "set relations.reliability=0",
         )
         for name, weight, usual in (
             ("instances", "instance_weight", 16),
@@ -156,7 +152,7 @@ class TrainConfig(Section):
             ("camera_proxies", "camera_weight", "true"),
         ):
             given, asked = getattr(relations, name), getattr(self.loss, weight)
-            _refuse_unless(
+            refuse_unless(
                 bool(asked) == bool(given),
                 f"relations.{name} and loss.{weight} together, or neither",
                 f"relations.{name}={given}, loss.{weight}={asked:g}",
@@ -164,20 +160,20 @@ class TrainConfig(Section):
             )
         self._rules_fit()
         gpus = self.scale.worker_gpus
-        _refuse_unless(
+        refuse_unless(
             gpus == int(gpus) or (gpus < 1 and self.scale.workers == 1),
             "scale.worker_gpus in whole numbers (nccl refuses two ranks on one GPU; a single worker may share one)",
             f"worker_gpus={gpus:g}, workers={self.scale.workers}",
             "use whole GPUs, or one worker",
         )
         smaller = min(self.data.height, self.data.width)
-        _refuse_unless(
+        refuse_unless(
             self.views.pad < smaller,
             "views.pad smaller than the image",
             f"pad={self.views.pad}, {self.data.height}x{self.data.width} pixels",
             f"choose views.pad below {smaller}",
         )
-        _refuse_unless(
+        refuse_unless(
             bool(self.data.query) == bool(self.data.gallery),
             "data.query and data.gallery together, or neither",
             f"query={self.data.query!r}, gallery={self.data.gallery!r}",
@@ -189,13 +185,13 @@ class TrainConfig(Section):
         """What goes together where proxies are mined; why, says `relations/choices.py`."""
         relations = self.relations
         came = f"inter_rule={relations.inter_rule}, foreign={relations.foreign}"
-        _refuse_unless(
+        refuse_unless(
             relations.foreign != "centroids" or relations.inter_rule not in ("cluster_mean", "nearest_centroids"),
             "relations.inter_rule among mean, nearest_sample, log_sum_exp with relations.foreign=centroids",
             came,
             "take mean for cluster_mean, and nearest_centroids with relations.foreign=samples",
         )
-        _refuse_unless(
+        refuse_unless(
             relations.space == "cosine"
             or (relations.foreign != "centroids" and relations.inter_rule not in ("nearest_centroids", "log_sum_exp")),
             "inter_rule among mean, cluster_mean, nearest_sample and no foreign=centroids with relations.space=jaccard",
@@ -271,13 +267,13 @@ class EvaluateConfig(ModelConfig):
             ("expand", self.expand, self.expansion),
             ("rerank", self.rerank, self.reranking),
         ):
-            _refuse_unless(
+            refuse_unless(
                 on or section == type(section)(),
                 f"{switch}=true beside settings of it",
                 f"{switch}=false and {section!r}",
                 f"set {switch}=true, or leave them out",
             )
-        _refuse_unless(
+        refuse_unless(
             self.reranking.k2 <= self.reranking.k1,
             "reranking.k2 of at most reranking.k1",
             f"k2={self.reranking.k2}, k1={self.reranking.k1}",
@@ -309,25 +305,25 @@ class ReviewConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> "ReviewConfig":
-        _refuse_unless(
+        refuse_unless(
             bool(self.data.query) == bool(self.data.gallery),
             "data.query and data.gallery together, or neither",
             f"query={self.data.query!r}, gallery={self.data.gallery!r}",
             "name both splits, or set both to ''",
         )
-        _refuse_unless(
+        refuse_unless(
             bool(self.data.query) or "queries" not in self.model_fields_set,
             "data.query beside queries",
             "data.query=''",
             "leave out queries, or name the splits",
         )
-        _refuse_unless(
+        refuse_unless(
             self.log or self.tracking_uri is None,
             "log=true beside tracking_uri",
             "log=false",
             "leave out one of them",
         )
-        _refuse_unless(not self.flip, "flip=false: a review is of plain features", "flip=true", "leave it out")
+        refuse_unless(not self.flip, "flip=false: a review is of plain features", "flip=true", "leave it out")
         return self
 
 
@@ -357,89 +353,7 @@ class SynthesizeConfig(Section):
     processes: Positive = Field(1, description="processes that draw")
 
 
-class CompareConfig(Section):
-    """Trainings to be compared: every arm on every data set with every seed.
-
-    The arguments of a run are those of its arm, its data and `common`, in this order: what comes later wins.
-    """
-
-    presets: dict[Name, Arguments] = Field(
-        min_length=1, description="each arm's name, and what one would type behind pipelines/train.py for it"
-    )
-    data: dict[Name, Arguments] = Field(
-        min_length=1, description="each data set's name, and its settings: data.root=..., what its images need"
-    )
-    common: Arguments = Field((), description="settings of all runs; they win over those of arms and data")
-    seeds: tuple[Count, ...] = Field((0, 1, 2), min_length=1, description="every arm learns every data set with each")
-    baseline: str = Field("", description="arm whose runs the others' are compared with, seed by seed; '': the first")
-    metric: Literal["val/mAP", "val/rank1"] = Field(
-        "val/mAP", description="what is compared, at the last epoch; the best epoch is reported beside it"
-    )
-    out: str = Field(description="folder or URI for table, figures and picture")
-    runs: str = Field("", description="folder or URI where the runs are kept; '': runs in out")
-    concurrent: Positive = Field(1, description="runs at a time")
-    tracking: Tracking = Tracking()
-
-    @model_validator(mode="after")
-    def _fits(self) -> "CompareConfig":
-        _refuse_unless(
-            self.baseline in ("", *self.presets),
-            f"a baseline of the arms {', '.join(self.presets)}",
-            repr(self.baseline),
-            "name one of presets",
-        )
-        _refuse_unless(
-            len(set(self.seeds)) == len(self.seeds), "each seed once", list(self.seeds), "leave out the second"
-        )
-        return self
-
-
-class TuneConfig(Section):
-    """A sweep over settings of the training config, each trial a training as at its own door."""
-
-    base: Arguments = Field(min_length=1, description="what one would type behind pipelines/train.py for every trial")
-    space: dict[str, Domain] = Field(min_length=1, description="dotted settings, and the values they may take")
-    metric: JudgedMetric | UnjudgedMetric = Field(
-        "val/mAP", description="what is sought, the more the better, at the last epoch; cluster/... needs no identities"
-    )
-    search: Literal["random", "grid", "tpe"] = Field(
-        "random", description="points drawn, every combination of choices, or proposed by what is known (optuna)"
-    )
-    trials: Count = Field(0, description="trials in all; 0: every combination, with search=grid")
-    scheduler: Literal["none", "asha"] = Field(
-        "none", description="asha stops trials early that fall behind the others"
-    )
-    grace: Positive = Field(1, description="asha: epochs that every trial may do")
-    reduction: Annotated[int, Field(ge=2)] = Field(3, description="asha: of so many trials one goes on")
-    concurrent: Positive = Field(1, description="trials at a time")
-    seed: Count = Field(0, description="of the points; the seed of the trainings is one of their settings")
-    out: str = Field(description="folder or URI for records, table, pictures and the best preset")
-    runs: str = Field("", description="folder or URI where the runs are kept; '': runs in out")
-    tracking: Tracking = Tracking()
-
-    @model_validator(mode="after")
-    def _fits(self) -> "TuneConfig":
-        _refuse_unless(
-            self.search != "grid" or all(domain.kind == "choice" for domain in self.space.values()),
-            "a choice for every setting with search=grid",
-            ", ".join(f"{name}: {domain.kind}" for name, domain in self.space.items()),
-            "take choice for each, or search=random",
-        )
-        _refuse_unless(
-            (self.search == "grid") == (self.trials == 0),
-            "trials with search=random or tpe, and none with search=grid",
-            f"search={self.search}, trials={self.trials}",
-            "set trials=12" if self.search != "grid" else "leave out trials: every combination is tried once",
-        )
-        _refuse_unless(
-            self.scheduler != "none" or {"grace", "reduction"}.isdisjoint(self.model_fields_set),
-            "scheduler=asha beside grace and reduction",
-            "scheduler=none",
-            "set scheduler=asha, or leave them out",
-        )
-        return self
-
-
-def _refuse_unless(holds: bool, what: str, came: object, do: str) -> None:
+def refuse_unless(holds: bool, what: str, came: object, do: str) -> None:
+    """A fault of settings that do not go together, in the words of `expected`; for validators."""
     if not holds:
         raise ValueError(expected(what, came, do))

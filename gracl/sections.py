@@ -112,7 +112,7 @@ class Relations(Section):
         4, description="dbscan, hdbscan: neighbours of a core image, itself counted; infomap: smallest cluster"
     )
     min_cluster_size: Annotated[int, Field(ge=2)] = Field(8, description="hdbscan: smallest cluster")
-    sure: Share = Field(
+    reliability: Share = Field(
         0.0,
         description="dbscan: an image whose clusters at eps and eps -+ 0.02 overlap by less is noise; 0: no test",
     )

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python pipelines/compare.py pipelines/comparis
 """
 
 from gracl.cli import door
-from gracl.config import CompareConfig
+from gracl.experiments import CompareConfig
 
 if __name__ == "__main__":
     door(CompareConfig, "gracl.runtime.compare:compare", __doc__ or "")

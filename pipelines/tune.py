@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python pipelines/tune.py tune_configs/temperat
 """
 
 from gracl.cli import door
-from gracl.config import TuneConfig
+from gracl.experiments import TuneConfig
 
 if __name__ == "__main__":
     door(TuneConfig, "gracl.runtime.sweep:sweep", __doc__ or "")

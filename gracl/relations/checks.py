@@ -155,7 +155,7 @@ def check_cameras(cameras: Int64[ndarray, "images"] | None, images: int, asked: 
 
 
 def check_clusters(
-    labels: Int64[ndarray, "images"], clustering: str, eps: float, *, chosen: bool = False, sure: float = 0.0
+    labels: Int64[ndarray, "images"], clustering: str, eps: float, *, chosen: bool = False, reliability: float = 0.0
 ) -> None:
     """Refuses fewer than two clusters: there is nothing to contrast.
 
@@ -164,7 +164,7 @@ def check_clusters(
         clustering: who made them.
         eps: at which.
         chosen: eps is not what the user gave.
-        sure: the bound that images had to meet to stay in their cluster.
+        reliability: the bound that images had to meet to stay in their cluster.
 
     Raises:
         ClusteringCollapsed: with the setting to move, and the direction.
@@ -176,8 +176,8 @@ def check_clusters(
             how, move = f"eps=auto, here {eps:g}", "give relations.eps a number"
         if clustering == "hdbscan":
             how, move = clustering, "lower relations.min_cluster_size and relations.min_samples"
-        if sure:
-            how, move = f"{how}, sure={sure:g}", f"lower relations.sure, {move}"
+        if reliability:
+            how, move = f"{how}, reliability={reliability:g}", f"lower relations.reliability, {move}"
         raise ClusteringCollapsed(
             expected(
                 "at least 2 clusters",

@@ -1,4 +1,4 @@
-"""Second thoughts about clusters: which of their images are sure (SpCL, Ge et al., NeurIPS 2020), and what noise is."""
+"""Which images of clusters are reliable (SpCL, Ge et al., NeurIPS 2020), and what noise is."""
 
 from typing import Literal
 
@@ -16,14 +16,14 @@ Noise = Literal["left_out", "own_clusters"]
 EPS_GAP = 0.02
 
 
-def sure_labels(
+def reliable_labels(
     distance: csr_array, labels: Int64[ndarray, "rows"], *, eps: float, min_samples: int, least: float
 ) -> Int64[ndarray, "rows"]:
     """The labels of rows whose cluster stays much the same when eps moves a little; the others are noise.
 
-    A row is *sure* when the overlap (shared rows over all rows of the two) of its cluster with its cluster at `eps -
-    EPS_GAP` and with that at `eps + EPS_GAP` is at least `least`; where it is noise it is a cluster of one. After
-    the compactness and independence of SpCL, which asks them of clusters, with bounds of its own for each.
+    A row is *reliable* when the overlap (shared rows over all rows of the two) of its cluster with its cluster at
+    `eps - EPS_GAP` and with that at `eps + EPS_GAP` is at least `least`; where it is noise it is a cluster of one.
+    After the compactness and independence of SpCL, which asks them of clusters, with bounds of its own for each.
 
     Args:
         distance: symmetric, up to `eps + EPS_GAP` at least. Left as it is.
@@ -32,12 +32,12 @@ def sure_labels(
         least: 0..1; 1 keeps rows whose three clusters are the same.
 
     Returns:
-        Labels numbered by first member; a cluster of which nobody is sure is gone.
+        Labels numbered by first member; a cluster of which nobody is reliable is gone.
     """
-    sure = labels != NOISE
+    reliable = labels != NOISE
     for other in (eps - EPS_GAP, eps + EPS_GAP):
-        sure &= overlaps(labels, dbscan(distance, eps=other, min_samples=min_samples)) >= least
-    return np.asarray(numbered(np.where(sure, labels, NOISE)))
+        reliable &= overlaps(labels, dbscan(distance, eps=other, min_samples=min_samples)) >= least
+    return np.asarray(numbered(np.where(reliable, labels, NOISE)))
 
 
 def overlaps(one: Int64[ndarray, "rows"], other: Int64[ndarray, "rows"]) -> Float64[ndarray, "rows"]:
@@ -57,7 +57,7 @@ def own_clusters(labels: Int64[ndarray, "rows"]) -> Int64[ndarray, "rows"]:
     return np.asarray(numbered(apart))
 
 
-def check_refining(sure: float, noise: str, clustering: str, eps: float) -> None:
+def check_refining(reliability: float, noise: str, clustering: str, eps: float) -> None:
     """Refuses bounds that no row could meet, and a test that another clustering than DBSCAN does not pass through.
 
     Raises:
@@ -65,8 +65,8 @@ def check_refining(sure: float, noise: str, clustering: str, eps: float) -> None
     """
     if noise not in ("left_out", "own_clusters"):
         raise ConfigError(expected("noise of left_out or own_clusters", repr(noise), "set relations.noise=left_out"))
-    if not 0 <= sure <= 1:
-        raise ConfigError(expected("relations.sure of 0 to 1", sure, "0 leaves the test out"))
-    if sure and (clustering != "dbscan" or not EPS_GAP < eps < 1 - EPS_GAP):
-        what = f"clustering=dbscan and an eps between {EPS_GAP} and {1 - EPS_GAP} with relations.sure"
-        raise ConfigError(expected(what, f"{clustering}, {eps}", "set relations.sure=0"))
+    if not 0 <= reliability <= 1:
+        raise ConfigError(expected("relations.reliability of 0 to 1", reliability, "0 leaves the test out"))
+    if reliability and (clustering != "dbscan" or not EPS_GAP < eps < 1 - EPS_GAP):
+        what = f"clustering=dbscan and an eps between {EPS_GAP} and {1 - EPS_GAP} with relations.reliability"
+        raise ConfigError(expected(what, f"{clustering}, {eps}", "set relations.reliability=0"))

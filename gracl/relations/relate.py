@@ -35,7 +35,7 @@ from gracl.relations.jaccard import reciprocal_weights, shared_distance
 from gracl.relations.lists import Lists, invert
 from gracl.relations.proxies import mine_proxies
 from gracl.relations.radius import Eps, choose_eps, largest_eps
-from gracl.relations.refining import EPS_GAP, Noise, check_refining, own_clusters, sure_labels
+from gracl.relations.refining import EPS_GAP, Noise, check_refining, own_clusters, reliable_labels
 from gracl.similarity import Backend, Device, Index, Options, Search, Searcher, merged, resolve, shares
 from gracl.types import NOISE, Assignment, Feature, Neighbors
 
@@ -101,7 +101,7 @@ def relate(
     eps: Eps = 0.6,
     min_samples: int = 4,
     min_cluster_size: int = 8,
-    sure: float = 0.0,
+    reliability: float = 0.0,
     noise: Noise = "left_out",
     inter_rule: InterRule = "mean",
     intra_rule: IntraRule = "mean",
@@ -139,7 +139,7 @@ def relate(
         camera_aware, k1_intra, k1_inter, k2_intra, k2_inter: lists by camera instead of k1 and k2, see
             `cameras.camera_weights`.
         clustering, eps, min_samples, min_cluster_size: see `clustering.cluster`; for "auto" `radius.choose_eps`.
-        sure: smallest overlap of clusters at neighbouring eps, see `refining.sure_labels`; 0 for no test.
+        reliability: smallest overlap of clusters at neighbouring eps, see `refining.reliable_labels`; 0 for no test.
         noise: "own_clusters" makes every image that is noise a cluster of one, after all else about clusters.
         inter_rule, intra_rule, foreign, space, centroids, rule_temperature, trim: see `mine_proxies`.
         instances: members of each cluster that the assignment shows, see `pick_instances`; 0 for none.
@@ -155,8 +155,8 @@ def relate(
 
     Returns:
         An assignment whose stats are seconds and peak memory by phase (`knn_s`, `knn_peak_mb` ...), `knn_recall`,
-        `eps` (not for hdbscan), `unsure` and `own_clusters` (shares of the images; where asked for), `silhouette` (see
-        `diagnostics.silhouette`; on the distances up to 1) and what `diagnostics.describe` tells.
+        `eps` (not for hdbscan), `unreliable` and `own_clusters` (shares of the images; where asked for), `silhouette`
+        (see `diagnostics.silhouette`; on the distances up to 1) and what `diagnostics.describe` tells.
 
     Raises:
         ConfigError: options out of range.
@@ -174,7 +174,7 @@ def relate(
     check_list_lengths(k1_intra, k1_inter, k2_intra, k2_inter)
     check_rules(**mined)
     resolve(Options(**searched))
-    check_refining(sure, noise, clustering, clustered["eps"])
+    check_refining(reliability, noise, clustering, clustered["eps"])
     cluster(_NO_GRAPH, **clustered)  # its options and packages are looked at all the same
     check_extras(centre, centre_k, instances, consensus, len(features))
     check_cameras(cameras, len(features), camera_aware or centre == "camera" or camera_proxies)
@@ -204,7 +204,7 @@ def relate(
     with phase("jaccard", stats):
         inverted = invert(weights)
         # DBSCAN asks for nothing beyond eps, and what lies between eps and 1 is by far the most.
-        limit = 1.0 if clustering in _WHOLE else clustered["eps"] + (EPS_GAP if sure else 0)
+        limit = 1.0 if clustering in _WHOLE else clustered["eps"] + (EPS_GAP if reliability else 0)
         distance = shared_distance(weights, inverted, limit=limit, threads=threads, progress=_telling(tell, "jaccard"))
     with phase("cluster", stats):
         if eps == "auto":
@@ -212,13 +212,13 @@ def relate(
         if clustering not in _WHOLE:
             stats["eps"] = clustered["eps"]
         labels = cluster(distance, **clustered)
-        if sure:
+        if reliability:
             before, ours = labels, {"eps": clustered["eps"], "min_samples": min_samples}
-            labels = sure_labels(distance, labels, **ours, least=sure)
-            stats["unsure"] = float(((before != NOISE) & (labels == NOISE)).mean())
+            labels = reliable_labels(distance, labels, **ours, least=reliability)
+            stats["unreliable"] = float(((before != NOISE) & (labels == NOISE)).mean())
         del distance
     tell("cluster", rows, rows)
-    check_clusters(labels, clustering, clustered["eps"], chosen=eps == "auto", sure=sure)
+    check_clusters(labels, clustering, clustered["eps"], chosen=eps == "auto", reliability=reliability)
     if noise == "own_clusters":
         stats["own_clusters"] = float((labels == NOISE).mean())
         labels = own_clusters(labels)

@@ -36,6 +36,11 @@ def comparison_chart(summaries: Sequence[ArmSummary], *, baseline: str, metric: 
         left.set_title(name, loc="left", fontsize=10, color=INK)
         left.set_yticks(range(len(arms)), [f"{one.arm}\ncameras: {one.cameras}" for one in arms], fontsize=8)
         left.set_ylim(len(arms) - 0.5, -0.5)
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """The bytes of a figure's picture."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     return picture.getvalue()

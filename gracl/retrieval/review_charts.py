@@ -1,6 +1,5 @@
 """Pictures of a training and its clusters: curves, similarities, a map of the features, clusters against objects."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from gracl.randomness import rng
-from gracl.retrieval.charts import ACROSS, FAINT, INK, MEAN
+from gracl.retrieval.charts import ACROSS, FAINT, INK, MEAN, png
 from gracl.types import NOISE, UNKNOWN, Proxies
 
 # Panels of the curves: title, figures with their names, and whether they are shares.
@@ -48,7 +47,7 @@ def curves_chart(history: Sequence[Mapping[str, float]], terms: Sequence[str] = 
         panel.set_xlabel("epoch", fontsize=8)
         panel.set_ylim(bottom=0)
         panel.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def similarity_chart(intra: Float32[ndarray, "intra"], inter: Float32[ndarray, "inter"]) -> bytes:
@@ -63,7 +62,7 @@ def similarity_chart(intra: Float32[ndarray, "intra"], inter: Float32[ndarray, "
     panel.set_xlabel("cosine similarity", fontsize=8)
     panel.set_yticks([])
     panel.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def map_chart(
@@ -100,7 +99,7 @@ def map_chart(
     panel.set_xticks([])
     panel.set_yticks([])
     panel.set_title(f"{len(some)} of {len(features)} images", fontsize=10, loc="left")
-    return _png(figure)
+    return png(figure)
 
 
 def confusion_chart(labels: Int64[ndarray, "images"], objects: Int64[ndarray, "images"]) -> bytes:
@@ -122,7 +121,7 @@ def confusion_chart(labels: Int64[ndarray, "images"], objects: Int64[ndarray, "i
     figure.colorbar(image, ax=panel, label="share of the object's images")
     panel.set_xlabel(f"{table.shape[1] - 1} clusters with images of them, and noise in the last column", fontsize=8)
     panel.set_ylabel(f"{table.shape[0]} known objects", fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def _table(labels: ndarray, objects: ndarray) -> ndarray:
@@ -137,9 +136,3 @@ def _figure(width: float, height: float, panels: int) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, panels, squeeze=False)[0]
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()

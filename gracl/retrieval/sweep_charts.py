@@ -1,6 +1,5 @@
 """Pictures of a sweep over settings: the metric against each of them, and all of them side by side."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
@@ -13,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from gracl.retrieval.charts import FAINT, INK, MEAN
+from gracl.retrieval.charts import FAINT, INK, MEAN, png
 
 COLOURS = "viridis_r"  # the best are dark: they are looked for
 
@@ -56,7 +55,7 @@ def metric_chart(tried: Sequence[Tried], axes: Sequence[Axis], *, metric: str, t
         panel.set_ylabel(metric)
     if len(pair) == 2:
         _both(figure, drawn[-1], tried, pair, best, metric)
-    return _png(figure)
+    return png(figure)
 
 
 def _both(figure: Figure, panel: Any, tried: Sequence[Tried], pair: Sequence[Axis], best: Any, metric: str) -> None:
@@ -99,7 +98,7 @@ def parallel_chart(tried: Sequence[Tried], axes: Sequence[Axis], *, metric: str,
     panel.set_yticks([])
     for side in panel.spines.values():
         side.set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def _numeric(tried: Sequence[Tried], axis: Axis) -> bool:
@@ -142,9 +141,3 @@ def _label(scale_of: Any, set_scale: Any, axis: Axis, names: Sequence[str]) -> N
         scale_of.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
         scale_of.set_minor_formatter(NullFormatter())
     scale_of.set_label_text(axis.name)
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    return picture.getvalue()

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gracl.config import CompareConfig
-from gracl.errors import CheckpointError, ConfigError, GraclError, TrainingFailed, expected
+from gracl.errors import ConfigError, TrainingFailed, expected
+from gracl.experiments import CompareConfig
 from gracl.idle import idle
 from gracl.images import storage
 from gracl.runtime.findings import report
 from gracl.runtime.grid import Trial, grid, runs_of
-from gracl.runtime.many import begin_parent, demand_of, leave
-from gracl.runtime.runs import latest_epoch, prepare
+from gracl.runtime.many import begin_parent, demand_of, leave, prepared
+from gracl.runtime.runs import latest_epoch
 from gracl.runtime.session import session
 from gracl.runtime.terminal import say
 from gracl.runtime.tracking import closing, tracking_uri
@@ -68,13 +68,7 @@ def unrecorded(trials: Sequence[Trial], metric: str, failures: Mapping[str, str]
 
 def checked(trial: Trial) -> Trial:
     """The trial with paths that hold everywhere; refuses what its training would refuse."""
-    try:
-        run = prepare(trial.config)
-    except CheckpointError as error:
-        folder = storage.join(trial.config.runs, trial.name)
-        raise ConfigError(f"run {trial.name}: {error}; here: name the arm anew, or delete {folder}") from None
-    except GraclError as error:
-        raise type(error)(f"run {trial.name}: {error}") from None
+    run = prepared(trial.config, f"run {trial.name}", "name the arm anew")
     done = max(latest_epoch(run.folder), run.record.get("finished", 0))
     if done > trial.config.epochs:
         raise ConfigError(

@@ -10,7 +10,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from gracl.config import CompareConfig
+from gracl.experiments import CompareConfig
 from gracl.images import storage
 from gracl.retrieval.charts import comparison_chart
 from gracl.retrieval.comparison import ArmSummary, RunRecord, summarise

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gracl.cli import load_config
-from gracl.config import CompareConfig, TrainConfig
+from gracl.config import TrainConfig
 from gracl.errors import ConfigError, expected
+from gracl.experiments import CompareConfig, TuneConfig
 from gracl.images import storage
 
 # What the comparison decides for all of its runs.
@@ -46,7 +47,7 @@ def grid(config: CompareConfig) -> list[Trial]:
     return trials
 
 
-def runs_of(config: CompareConfig) -> str:
+def runs_of(config: CompareConfig | TuneConfig) -> str:
     """Where the runs are kept."""
     return storage.absolute(config.runs) if config.runs else storage.join(storage.absolute(config.out), "runs")
 

@@ -1,15 +1,18 @@
 """What a comparison and a sweep have in common: many trainings at a time, under one MLflow run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import ray
 from mlflow import MlflowClient
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gracl.config import TrainConfig
+from gracl.errors import CheckpointError, ConfigError, GraclError
 from gracl.images import storage
-from gracl.runtime.runs import RECORD
+from gracl.runtime.runs import RECORD, Run, prepare
 from gracl.runtime.session import Demand
 from gracl.runtime.tracking import attempt, nesting, reopen_run, start_run
 from gracl.runtime.train import demand
@@ -76,3 +79,34 @@ def leave(configs: Sequence[TrainConfig], uri: str) -> None:
 def _close(run_id: str, client: MlflowClient) -> None:
     if client.get_run(run_id).info.status == "RUNNING":  # one that failed before has said so
         client.set_terminated(run_id, status="KILLED")
+
+
+def prepared(config: TrainConfig, name: str, advice: str) -> Run:
+    """The run of one of the trainings, refused where its own door would refuse it, with its name.
+
+    Args:
+        config: of the training.
+        name: which one it is, in words.
+        advice: what to do where another run is in its folder.
+    """
+    try:
+        return prepare(config)
+    except CheckpointError as error:
+        folder = storage.join(config.runs, config.name)
+        raise ConfigError(f"{name}: {error}; here: {advice}, or delete {folder}") from None
+    except GraclError as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+def beside(work: Callable[..., Any], *arguments: Any) -> ray.ObjectRef:
+    """A call of `work` in a Ray task on this node, outside the placement group of the trial that asks for it.
+
+    Inside, everything that a training starts would have to find room in that group, beside the group that Ray Train
+    makes for its ranks; outside, it asks the cluster for what it asks for at its own door.
+    """
+    return ray.remote(num_cpus=0, max_retries=0)(work).options(scheduling_strategy=here()).remote(*arguments)
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """This node, and no placement group."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

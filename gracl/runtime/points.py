@@ -11,8 +11,9 @@ from numpy.random import RandomState
 from ray import tune
 
 from gracl.cli import checked_config, fields, merged, with_values
-from gracl.config import JudgedMetric, TrainConfig, TuneConfig
+from gracl.config import TrainConfig
 from gracl.errors import ConfigError, expected
+from gracl.experiments import JudgedMetric, TuneConfig
 from gracl.images import storage
 from gracl.sections import Domain, Scalar, Tracking
 

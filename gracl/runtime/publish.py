@@ -1,6 +1,5 @@
 """publish(config): a checkpoint as an MLflow model, registered, and the champion where it beats the present one."""
 
-import json
 import tempfile
 import time
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Any
 import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
@@ -19,12 +17,12 @@ import gracl
 from gracl.config import PublishConfig
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
-from gracl.learning.checkpoint import STATE_FILE, TrainState, save_state
+from gracl.learning.checkpoint import TrainState, save_state
 from gracl.learning.served import Served
 from gracl.randomness import rng
 from gracl.retrieval.card import model_card
 from gracl.runtime.checkpoints import load_run_state
-from gracl.runtime.runs import RECORD
+from gracl.runtime.runs import origin
 from gracl.runtime.terminal import say
 
 # What the encoder imports; the code of gracl itself travels with the model.
@@ -43,26 +41,23 @@ def publish(config: PublishConfig) -> dict[str, Any]:
         CheckpointError: missing, torn, of another schema.
     """
     started = time.perf_counter()
-    place = storage.absolute(config.checkpoint).removesuffix(STATE_FILE).rstrip("/")
-    folder, _, epoch = place.rpartition("/")
-    if not storage.exists(storage.join(folder, RECORD)):
-        raise ConfigError(
-            expected("a checkpoint in the folder of its run", place, "name one as runs/NAME/epoch-XXXX of a training")
-        )
-    record = json.loads(storage.read_bytes(storage.join(folder, RECORD)))
-    uri = config.tracking_uri or record.get("tracking_uri")
+    found = origin(config.checkpoint)
+    if found is None:
+        what = "a checkpoint in the folder of its run"
+        raise ConfigError(expected(what, config.checkpoint, "name one as runs/NAME/epoch-XXXX of a training"))
+    uri = config.tracking_uri or found.tracking_uri
     if uri is None:
         raise ConfigError(expected("tracking_uri", "none, and the run does not say it", "name the run's MLflow"))
-    state, run_id, client = load_run_state(place), str(record["mlflow_run_id"]), MlflowClient(uri)
-    artifact = f"model-{epoch}"
+    state, run_id = load_run_state(storage.absolute(config.checkpoint)), found.mlflow_run_id
+    client, artifact = MlflowClient(uri), f"model-{found.epoch}"
     with tempfile.TemporaryDirectory() as near:
         path = Path(near, "model")
         save_model(state, path)
-        name = f"{folder.rpartition('/')[2]}/{epoch}"
-        (path / "README.md").write_text(model_card(name, state.recipe, state.history))
+        (path / "README.md").write_text(model_card(f"{found.run}/{found.epoch}", state.recipe, state.history))
         client.log_artifacts(run_id, str(path), artifact)
     source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
-    _register(client, config.model)
+    if not client.search_registered_models(f"name = '{config.model}'"):
+        client.create_registered_model(config.model)
     judged = state.history[-1].get("val/mAP") if state.history else None
     tags = {"gracl.mAP": "" if judged is None else repr(judged), "gracl.judged_on": judged_on(state)}
     made = client.create_model_version(config.model, source, run_id, tags=tags)
@@ -114,20 +109,13 @@ def crowned(client: MlflowClient, model: str, judged: float | None, data: str) -
     """Whether a version with this mAP is to be the champion, and why."""
     if judged is None:
         return False, "not judged, so never the champion by itself"
-    try:
-        present = client.get_model_version_by_alias(model, CHAMPION)
-    except MlflowException:
+    models = client.search_registered_models(f"name = '{model}'")
+    if not models or CHAMPION not in models[0].aliases:
         return True, "the champion, being the first that was judged"
+    present = client.get_model_version_by_alias(model, CHAMPION)
     if present.tags.get("gracl.judged_on") != data:
         return False, f"version {present.version} stays the champion: it was judged on other images"
     theirs = float(present.tags["gracl.mAP"])
     if judged > theirs:
         return True, f"the champion: mAP {judged:.1%} after version {present.version} with {theirs:.1%}"
     return False, f"version {present.version} stays the champion: mAP {theirs:.1%}, here {judged:.1%}"
-
-
-def _register(client: MlflowClient, model: str) -> None:
-    try:
-        client.get_registered_model(model)
-    except MlflowException:
-        client.create_registered_model(model)

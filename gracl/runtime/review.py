@@ -5,7 +5,6 @@ epoch would learn from. Identities of the train split are read only where they a
 """
 
 import io
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from gracl.images.shards import ShardStore
 from gracl.images.views import decode
 from gracl.learning.checkpoint import STATE_FILE, TrainState
 from gracl.relations.relate import relate
+from gracl.retrieval.agreement import agreement
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.page import Part, page
 from gracl.retrieval.ranking import rank
@@ -35,12 +35,12 @@ from gracl.retrieval.sheet import CLUSTER_LEGEND, NOISE_LEGEND, Legend, SheetRow
 from gracl.retrieval.showing import ShownCluster, noise_to_show, notable_clusters, pair_similarities
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.extract import check, demand, describe_split, near
-from gracl.runtime.runs import RECORD
+from gracl.runtime.runs import Origin, origin
 from gracl.runtime.session import Demand, refusals, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import COLUMNS, epoch_row, say
 from gracl.runtime.tracking import attempt
-from gracl.runtime.truth import agreement_with, objects_of
+from gracl.runtime.truth import objects_of
 from gracl.sections import Relations
 from gracl.types import UNKNOWN, Assignment, FeatureTable, RetrievalReport
 
@@ -73,7 +73,7 @@ def review(config: ReviewConfig) -> dict[str, Any]:
     splits = [name for name in (config.data.train, config.data.query, config.data.gallery) if name]
     check(config, config.data, splits)
     state = load_run_state(storage.absolute(config.checkpoint))
-    relations, run = relations_of(state), _run_of(config)
+    relations, place = relations_of(state), _place_in_mlflow(config)
     root = storage.absolute(config.data.root)
     stores = {name: ShardStore.open(root, name, cache=near(config.data.cache)) for name in splits}
     with session(_demand(config)):
@@ -87,7 +87,7 @@ def review(config: ReviewConfig) -> dict[str, Any]:
             say(f"note: the split {config.data.train} has no identities, so none are on the page")
     seen = Seen(train, tables[config.data.train], train.camera_ids(), assignment, objects)
     judged, ranked = _judged(config, stores, tables) if config.data.query else (None, None)
-    name = _name(config.checkpoint)
+    name = "/".join(PurePosixPath(config.checkpoint.removesuffix(STATE_FILE)).parts[-2:])
     text = page(f"gracl review: {name}", parts(state, seen, judged, ranked, config.clusters)).encode()
     out = storage.absolute(config.out)
     storage.write_bytes(out, text)
@@ -98,7 +98,7 @@ def review(config: ReviewConfig) -> dict[str, Any]:
         "clusters": assignment.clusters,
         "noise": float((assignment.labels < 0).mean()),
         "mAP": judged.mean_ap if judged else None,
-        "mlflow_run_id": _keep(config, run, text),
+        "mlflow_run_id": _keep(place, text),
         "seconds": round(time.perf_counter() - started, 2),
     }
 
@@ -217,7 +217,7 @@ def _figures(seen: Seen, judged: RetrievalReport | None) -> list[list[object]]:
         ["noise", f"{(labels < 0).mean():.1%}"],
         ["silhouette", f"{seen.assignment.stats['silhouette']:.3f}"],
     ]
-    return rows + [[name, f"{value:.3g}"] for name, value in agreement_with(labels, seen.objects).items()]
+    return rows + [[name, f"{value:.3g}"] for name, value in agreement(labels, seen.objects).items()]
 
 
 def _cluster_row(one: ShownCluster, seen: Seen) -> SheetRow:
@@ -275,34 +275,25 @@ def _sheet(rows: Sequence[SheetRow], legend: Legend) -> bytes:
     return picture.getvalue()
 
 
-def _name(checkpoint: str) -> str:
-    """The run and epoch of a checkpoint, as its folders have them."""
-    place = PurePosixPath(checkpoint.removesuffix(STATE_FILE).rstrip("/"))
-    return f"{place.parent.name}/{place.name}" if place.parent.name else place.name
-
-
-def _run_of(config: ReviewConfig) -> tuple[str, str] | None:
-    """MLflow's URI and the id of the run that the checkpoint lies in; None where it lies in none or nobody asked."""
-    folder = storage.absolute(config.checkpoint).removesuffix(STATE_FILE).rstrip("/").rpartition("/")[0]
-    if not config.log or not storage.exists(storage.join(folder, RECORD)):
+def _place_in_mlflow(config: ReviewConfig) -> tuple[str, Origin] | None:
+    """MLflow's URI and the run that the checkpoint lies in; None where it lies in none or nobody asked."""
+    found = origin(config.checkpoint) if config.log else None
+    uri = config.tracking_uri or (found.tracking_uri if found else None)
+    if found is None or uri is None:
+        if found or config.tracking_uri:
+            say("note: it is not known which MLflow run the checkpoint is of, so the page stays out of MLflow")
         return None
-    saved = json.loads(storage.read_bytes(storage.join(folder, RECORD)))
-    uri = config.tracking_uri or saved.get("tracking_uri")
-    if uri is None:
-        say("note: the run does not say where its MLflow is; tracking_uri= names it, and the page goes there, too")
-        return None
-    return uri, str(saved["mlflow_run_id"])
+    return uri, found
 
 
-def _keep(config: ReviewConfig, run: tuple[str, str] | None, text: bytes) -> str | None:
+def _keep(place: tuple[str, Origin] | None, text: bytes) -> str | None:
     """The id of the MLflow run that has the page now; None for none."""
-    if run is None:
+    if place is None:
         return None
-    uri, run_id = run
-    name = f"review-{_name(config.checkpoint).rpartition('/')[2]}.html"
+    uri, run = place
 
     def write(client: MlflowClient) -> None:
-        client.get_run(run_id)  # MLflow remembers where a run's files go, also of another server
-        client.log_text(run_id, text.decode(), name)
+        client.get_run(run.mlflow_run_id)  # MLflow remembers where a run's files go, also of another server
+        client.log_text(run.mlflow_run_id, text.decode(), f"review-{run.epoch}.html")
 
-    return run_id if attempt(uri, write, "the review") else None
+    return run.mlflow_run_id if attempt(uri, write, "the review") else None

@@ -19,7 +19,7 @@ from gracl.config import TrainConfig
 from gracl.errors import CheckpointError, ConfigError, expected
 from gracl.images import storage
 from gracl.images.manifests import Manifest, read_manifest
-from gracl.learning.checkpoint import check_recipe
+from gracl.learning.checkpoint import STATE_FILE, check_recipe
 from gracl.learning.encoder import build_encoder
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.terminal import say, table
@@ -196,6 +196,25 @@ def record(run: Run, **news: Any) -> Run:
 def latest_epoch(folder: str) -> int:
     """The epochs done according to the checkpoints in a run's folder."""
     return max((int(name.removeprefix("epoch-")) for name in storage.names_in(folder) if _is_epoch(name)), default=0)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from: its run and epoch by name, its MLflow run, and which MLflow has it, if known."""
+
+    run: str
+    epoch: str
+    mlflow_run_id: str
+    tracking_uri: str | None
+
+
+def origin(checkpoint: str) -> Origin | None:
+    """The run that a checkpoint (its folder, or its `state.pt`) lies in; None where it lies in none."""
+    folder, _, epoch = storage.absolute(checkpoint).removesuffix(STATE_FILE).rstrip("/").rpartition("/")
+    if not storage.exists(storage.join(folder, RECORD)):
+        return None
+    saved = json.loads(storage.read_bytes(storage.join(folder, RECORD)))
+    return Origin(folder.rpartition("/")[2], epoch, str(saved["mlflow_run_id"]), saved.get("tracking_uri"))
 
 
 def history_of(run: Run) -> list[dict[str, float]]:

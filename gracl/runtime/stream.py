@@ -36,7 +36,7 @@ BLOCK_TICKETS = 8
 BLOCK_BYTES = 32 << 20
 
 
-class PlanSource(Datasource):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any
+class PlanSource(Datasource):
     """The present reading on the board, as read tasks: task b holds consecutive tickets of rank b modulo ranks.
 
     Args:

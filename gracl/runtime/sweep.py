@@ -20,19 +20,20 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from gracl.config import TuneConfig
-from gracl.errors import CheckpointError, ConfigError, GraclError, TrainingFailed, expected
+from gracl.errors import ConfigError, TrainingFailed, expected
+from gracl.experiments import TuneConfig
 from gracl.idle import idle
 from gracl.images import storage
-from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave
+from gracl.runtime.grid import runs_of
+from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave, prepared
 from gracl.runtime.points import Values, base_of, check_sweep, corners, distributions, name_of, points, told
-from gracl.runtime.runs import RECORD, prepare
+from gracl.runtime.runs import RECORD
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sweep_findings import report
 from gracl.runtime.sweep_trial import POINT, Point, Sweep, sweep_trial
-from gracl.runtime.terminal import clock, say
+from gracl.runtime.terminal import say
 from gracl.runtime.tracking import attempt, closing, tracking_uri
-from gracl.runtime.tuning import error_of, quieten_tune, reason
+from gracl.runtime.tuning import Tally, error_of, quieten_tune, reason
 
 SWEEP = "sweep.json"
 # What may be changed when a sweep goes on: how many trials, how many at a time, who is told.
@@ -97,10 +98,7 @@ def _ended(point: Point) -> bool:
 
 def _with_whole_places(config: TuneConfig) -> TuneConfig:
     """Ray's workers run in other folders, so a relative path would be another one there."""
-    out = storage.absolute(config.out)
-    return config.model_copy(
-        update={"out": out, "runs": storage.absolute(config.runs) if config.runs else storage.join(out, "runs")}
-    )
+    return config.model_copy(update={"out": storage.absolute(config.out), "runs": runs_of(config)})
 
 
 def _check_same(config: TuneConfig, what: Mapping[str, Any]) -> None:
@@ -133,13 +131,7 @@ def _check_trials(swept: Sweep, some: Sequence[Values]) -> dict[str, str]:
         raise ConfigError(what)
     notes, digests = dict[str, None](), dict[str, str]()
     for values in some:
-        try:
-            run = prepare(swept.training(values))
-        except CheckpointError as error:
-            folder = storage.join(swept.runs, name_of(values))
-            raise ConfigError(f"{told(values)}: {error}; here: choose another out=, or delete {folder}") from None
-        except GraclError as error:
-            raise type(error)(f"{told(values)}: {error}") from None
+        run = prepared(swept.training(values), told(values), "choose another out=")
         notes |= dict.fromkeys(idle(run.config))
         digests |= {name: str(value) for name, value in run.recipe.items() if name.endswith("_digest")}
     for words in notes:
@@ -180,12 +172,11 @@ def _begin(config: TuneConfig, what: Mapping[str, Any], uri: str) -> str:
     )
 
 
-class Listener(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any
+class Listener(tune.Callback):
     """Says on the terminal what begins and ends, and keeps what a trial that did not end by itself had reached."""
 
     def __init__(self, swept: Sweep, trials: int, uri: str) -> None:
-        self._sweep, self._trials, self._uri = swept, trials, uri
-        self._ended, self._begun = 0, time.monotonic()
+        self._sweep, self._uri, self._tally = swept, uri, Tally(trials)
         self._seen: dict[str, list[dict[str, float]]] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -208,10 +199,9 @@ class Listener(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray
             self._say_stopped(point)
         reached = point.reached(metric) if point else None
         how = "no figure" if reached is None else f"{metric} {reached:.4f}"
-        self._end(
-            trial,
-            f"{how}{'' if point and point.state == 'done' else f', stopped at epoch {point.epochs}' if point else ''}",
-        )
+        if point and point.state == "stopped":
+            how += f", stopped at epoch {point.epochs}"
+        self._tally.end(name, how)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed; the others go on."""
@@ -220,7 +210,7 @@ class Listener(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray
         seen = self._seen.get(point.name, [])
         epochs = int(seen[-1]["epoch"]) if seen else 0
         self._sweep.write(replace(point, state="failed", why=why, history=seen, epochs=epochs))
-        self._end(trial, f"failed: {why}")
+        self._tally.end(point.name, f"failed: {why}")
 
     def _say_stopped(self, point: Point) -> None:
         """The MLflow run of a trial that was stopped says when; its process may be gone and cannot."""
@@ -228,12 +218,6 @@ class Listener(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray
         if storage.exists(place):
             run_id = json.loads(storage.read_bytes(place))["mlflow_run_id"]
             attempt(self._uri, partial(_end_early, run_id, point.epochs), f"that {point.name} was stopped early")
-
-    def _end(self, trial: Any, how: str) -> None:
-        self._ended += 1
-        pace = (time.monotonic() - self._begun) / self._ended
-        left = f"{clock(pace * (self._trials - self._ended))} left" if self._ended < self._trials else "all ended"
-        say(f"{name_of(trial.config[POINT])}: {how} ({self._ended}/{self._trials}, {left})")
 
 
 def _end_early(run_id: str, epochs: int, client: MlflowClient) -> None:
@@ -281,7 +265,7 @@ def _scheduler(swept: Sweep) -> TrialScheduler | None:
     return ASHAScheduler(time_attr="epoch", max_t=most, grace_period=config.grace, reduction_factor=config.reduction)
 
 
-class Distinct(OptunaSearch):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any
+class Distinct(OptunaSearch):
     """Tree-structured Parzen estimation that proposes each point once: another trial of it would be the same run.
 
     Args:

@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from scipy.stats import spearmanr
 
-from gracl.config import TrainConfig, TuneConfig, UnjudgedMetric
+from gracl.config import TrainConfig
+from gracl.experiments import TuneConfig, UnjudgedMetric
 from gracl.images import storage
 from gracl.retrieval.sweep_charts import Axis, Tried, metric_chart, parallel_chart
 from gracl.runtime.points import config_of, told

@@ -13,11 +13,12 @@ import ray
 from ray import tune
 from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gracl.config import TrainConfig, TuneConfig
+from gracl.config import TrainConfig
+from gracl.experiments import TuneConfig
 from gracl.images import storage
 from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.many import beside, here
 from gracl.runtime.points import Values, config_of, name_of
 from gracl.runtime.session import quieten, refusals
 from gracl.runtime.train import train
@@ -90,7 +91,7 @@ class Sweep:
         return [point for name in names if (point := self.read(name))]
 
 
-class QueueCallback(UserCallback):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any
+class QueueCallback(UserCallback):
     """Puts each epoch's report into a queue, from the controller of Ray Train."""
 
     def __init__(self, queue: Queue) -> None:
@@ -104,15 +105,14 @@ class QueueCallback(UserCallback):  # type: ignore[misc]  # mypy does not follow
 def sweep_trial(chosen: Mapping[str, Values], swept: Sweep) -> None:
     """What Ray Tune runs for each trial: `chosen["point"]` has the values of the settings that are swept.
 
-    The training happens in a Ray task outside the trial's placement group, as in a comparison (`trial.learn_trial`).
+    The training happens in a Ray task of its own, see `many.beside`.
     The last epoch is told when its record is written: at the last epoch Tune may end this process.
     """
     values = dict(chosen[POINT])
     point, config = Point(name_of(values), values), swept.training(values)
     swept.write(point)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    task = ray.remote(num_cpus=0, max_retries=0)(finish).options(scheduling_strategy=here).remote(config, queue)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here()})
+    task = beside(finish, config, queue)
     metric, last = swept.config.metric, config.epochs
     waiting = True
     while waiting:
@@ -141,7 +141,7 @@ def _tell(figures: Mapping[str, float], metric: str) -> None:
     tune.report({metric: figures[metric], "epoch": int(figures["epoch"]), "figures": dict(figures)})
 
 
-def finish(config: Any, queue: Queue) -> list[dict[str, float]]:
+def finish(config: TrainConfig, queue: Queue) -> list[dict[str, float]]:
     """Trains, or resumes, or finds it done: the figures of all epochs."""
     quieten()
     result = train(config, callbacks=[QueueCallback(queue)])

@@ -137,7 +137,7 @@ def versions() -> dict[str, str]:
     }
 
 
-class MlflowCallback(UserCallback):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any
+class MlflowCallback(UserCallback):
     """Writes each epoch's report from the controller of Ray Train. Hooks are called by keyword: the names stay."""
 
     def __init__(self, uri: str, run_id: str) -> None:

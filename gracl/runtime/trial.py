@@ -11,7 +11,6 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gracl.config import TrainConfig
 from gracl.errors import ClusteringCollapsed, ConfigError, expected
@@ -19,6 +18,7 @@ from gracl.images import storage
 from gracl.retrieval.comparison import RunRecord
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.grid import Trial
+from gracl.runtime.many import beside
 from gracl.runtime.runs import prepare
 from gracl.runtime.session import quieten, refusals
 from gracl.runtime.train import train
@@ -30,14 +30,10 @@ RECORD = "compared.json"
 def learn_trial(chosen: Mapping[str, str], trials: Mapping[str, Trial], metric: str) -> None:
     """What Ray Tune runs for each trial: `chosen["run"]` names one of `trials`.
 
-    The training happens in a Ray task outside the trial's placement group. Inside, everything that `train` starts
-    would have to find room in that group, beside the group that Ray Train makes for its ranks; outside, a run asks
-    the cluster for what it asks for at its own door.
+    The training happens in a Ray task of its own, see `many.beside`.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(finish).options(scheduling_strategy=here)
     with refusals():
-        record = ray.get(task.remote(trials[chosen["run"]], metric))
+        record = ray.get(beside(finish, trials[chosen["run"]], metric))
     tune.report({metric: record.reached(metric)})
 
 

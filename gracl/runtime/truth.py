@@ -50,11 +50,6 @@ def objects_of(root: str, split: str, cache: str | None) -> Int64[ndarray, "imag
 
 def label_figures(run: Run, labels: Int64[ndarray, "images"]) -> dict[str, float]:
     """`clusters` and `noise` of the labels, and their `agreement` with the train split's identities."""
-    store = ShardStore.open(run.root, run.config.data.train, cache=run.config.data.cache)
+    objects = objects_of(run.root, run.config.data.train, run.config.data.cache)
     found = {"clusters": float(labels.max() + 1), "noise": float((labels == NOISE).mean())}
-    return found | agreement(labels, store.identities().object_ids)
-
-
-def agreement_with(labels: Int64[ndarray, "images"], objects: Int64[ndarray, "images"]) -> dict[str, float]:
-    """See `agreement`; empty where no object is known."""
-    return agreement(labels, objects)
+    return found | agreement(labels, objects)

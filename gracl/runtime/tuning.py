@@ -18,12 +18,12 @@ from gracl.runtime.terminal import clock, say
 from gracl.runtime.trial import learn_trial
 
 
-class Told(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray, so its classes are Any
+class Told(tune.Callback):
     """Says on the terminal what begins and ends, and keeps why runs failed."""
 
     def __init__(self, runs: int) -> None:
         self.failures: dict[str, str] = {}
-        self._runs, self._ended, self._begun = runs, 0, time.monotonic()
+        self._tally = Tally(runs)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A run begins."""
@@ -32,18 +32,30 @@ class Told(tune.Callback):  # type: ignore[misc]  # mypy does not follow Ray, so
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A run is done."""
         name, value = next((name, trial.last_result[name]) for name in METRICS if name in trial.last_result)
-        self._end(trial, f"{METRICS[name]} {value:.1%}")
+        self._tally.end(trial.config["run"], f"{METRICS[name]} {value:.1%}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A run failed; the others go on."""
         self.failures[trial.config["run"]] = why = reason(error_of(trial))
-        self._end(trial, f"failed: {why}")
+        self._tally.end(trial.config["run"], f"failed: {why}")
 
-    def _end(self, trial: Any, how: str) -> None:
+
+class Tally:
+    """Says which of so many runs has ended, how, and when all will have.
+
+    Args:
+        runs: how many there will be.
+    """
+
+    def __init__(self, runs: int) -> None:
+        self._runs, self._ended, self._begun = runs, 0, time.monotonic()
+
+    def end(self, name: str, how: str) -> None:
+        """One has ended."""
         self._ended += 1
         pace = (time.monotonic() - self._begun) / self._ended
         left = f"{clock(pace * (self._runs - self._ended))} left" if self._ended < self._runs else "all ended"
-        say(f"{trial.config['run']}: {how} ({self._ended}/{self._runs}, {left})")
+        say(f"{name}: {how} ({self._ended}/{self._runs}, {left})")
 
 
 def error_of(trial: Any) -> BaseException | None:

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 import gracl
-from gracl import config
+from gracl import config, experiments
 from gracl.cli import fields, load_config
 from tests.architecture.imports import ROOT
 
@@ -21,8 +21,9 @@ IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
 # The door's file says which config it takes.
+CONFIGS = vars(config) | vars(experiments)
 DOORS = {
-    path.stem: getattr(config, re.findall(r"\bdoor\((\w+),", path.read_text())[0])
+    path.stem: CONFIGS[re.findall(r"\bdoor\((\w+),", path.read_text())[0]]
     for path in sorted(ROOT.glob("pipelines/*.py"))
 }
 SETTINGS = {name: field for schema in DOORS.values() for name, field, _ in fields(schema)}
@@ -193,7 +194,7 @@ def test_every_dependency_has_a_reason_and_its_version():
 def test_every_config_has_a_door():
     roots = {
         one
-        for one in vars(config).values()
+        for one in CONFIGS.values()
         if isinstance(one, type) and issubclass(one, BaseModel) and one.__name__.endswith("Config")
     }
     assert roots - {config.ModelConfig} == set(DOORS.values())

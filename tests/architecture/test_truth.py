@@ -34,4 +34,4 @@ def test_only_the_trial_of_a_comparison_and_a_review_ask_for_the_truth():
     asking = [module for module, names in ARROWS.items() if "gracl.runtime.truth" in names]
     assert asking == ["gracl.runtime.review", "gracl.runtime.trial"]
     asking = [module for module, names in ARROWS.items() if "gracl.retrieval.agreement" in names]
-    assert asking == ["gracl.runtime.truth"]
+    assert asking == ["gracl.runtime.review", "gracl.runtime.truth"]

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from gracl.cli import fields, load_config
-from gracl.config import CompareConfig, EvaluateConfig, ExtractConfig, IngestConfig, SynthesizeConfig, TrainConfig
+from gracl.config import EvaluateConfig, ExtractConfig, IngestConfig, SynthesizeConfig, TrainConfig
+from gracl.experiments import CompareConfig
 from gracl.images.shards import ShardStore
 from gracl.runtime.grid import grid
 

@@ -103,7 +103,7 @@ def less_the_nearest(features, k):
     return np.array(out)
 
 
-def sure(distance, labels, eps, min_samples, least):
+def reliable(distance, labels, eps, min_samples, least):
     """Which rows stay: dense distances, sets of rows, both neighbouring eps."""
 
     def members(given, row):

@@ -9,8 +9,8 @@ import mlflow
 import pytest
 
 from benchmarks.local_twin import learn
-from gracl.config import CompareConfig
 from gracl.errors import ConfigError, TrainingFailed
+from gracl.experiments import CompareConfig
 from gracl.learning.checkpoint import load_state
 from gracl.runtime import compare as door
 from gracl.runtime.compare import compare

@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks.local_twin import learn
 from gracl.cli import load_config
-from gracl.config import TrainConfig, TuneConfig
+from gracl.config import TrainConfig
 from gracl.errors import ConfigError, TrainingFailed
+from gracl.experiments import TuneConfig
 from gracl.learning.checkpoint import load_state
 from gracl.runtime import sweep as door
 from gracl.runtime.points import base_of, config_of, name_of

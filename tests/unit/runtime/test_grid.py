@@ -3,8 +3,8 @@
 import pytest
 
 from gracl.cli import load_config
-from gracl.config import CompareConfig
 from gracl.errors import ConfigError
+from gracl.experiments import CompareConfig
 from gracl.runtime.grid import grid, runs_of
 
 GIVEN = {

@@ -7,8 +7,9 @@ import yaml
 from pydantic import ValidationError
 
 from gracl.cli import load_config
-from gracl.config import TrainConfig, TuneConfig
+from gracl.config import TrainConfig
 from gracl.errors import ConfigError
+from gracl.experiments import TuneConfig
 from gracl.runtime.points import base_of, check_sweep, combinations, config_of, corners, name_of, points
 from gracl.sections import Domain
 from tests.architecture.imports import ROOT

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gracl.config import TuneConfig
+from gracl.experiments import TuneConfig
 from gracl.runtime.points import name_of
 from gracl.runtime.sweep import _proposals
 from gracl.runtime.sweep_trial import POINT, Point

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from gracl.cli import load_config
-from gracl.config import TrainConfig, TuneConfig
+from gracl.config import TrainConfig
+from gracl.experiments import TuneConfig
 from gracl.runtime.points import config_of
 from gracl.runtime.sweep_findings import as_csv, correlations, in_order, preset, table, written
 from gracl.runtime.sweep_trial import Point

@@ -285,6 +285,7 @@ class Tracking(Section):
     uri: str | None = Field(None, description="MLflow tracking URI; default: a SQLite file in the runs folder")
     experiment: str = Field("gracl", description="MLflow experiment")
     parent: str = Field("", description="id of the MLflow run that this one is shown under; '': of none")
+    wait_s: float = Field(300, ge=0, description="seconds that the start waits for a server that does not answer")
 
 
 class Domain(Section):

@@ -248,7 +248,8 @@ class RetrievalReport:
 class EpochReport:
     """What one epoch did: losses, clusters, rates, seconds by phase, and the retrieval when it was judged.
 
-    `checksums` tell whether two runs (or two ranks) had the same labels and the same plan.
+    `checksums` tell whether two runs (or two ranks) had the same labels and the same plan; `step_losses` is the loss
+    of each step, the mean over the ranks.
     """
 
     epoch: int
@@ -265,9 +266,10 @@ class EpochReport:
     checksums: dict[str, int] = field(default_factory=dict)
     retrieval: RetrievalReport | None = None
     untrained: RetrievalReport | None = None
+    step_losses: tuple[float, ...] = ()
 
     def metrics(self) -> dict[str, float]:
-        """Every figure of the epoch, flat, under the names that MLflow and Tune see."""
+        """Every figure of the epoch but those of its steps, flat, under the names that MLflow and Tune see."""
         figures = {
             "epoch": float(self.epoch + 1),
             "train/loss": self.loss,

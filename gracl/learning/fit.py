@@ -237,20 +237,20 @@ def train_epoch(
     clip_norm: float,
     progress: Progress,
     stepped: Callable[[int], None] | None = None,
-) -> Float[Tensor, "5"]:
+) -> Float[Tensor, "steps 5"]:
     """One pass over the plan: pick, pull to the proxies, step, move the proxies.
 
     `tickets` are those of the whole plan, so each rank knows the others' images without asking.
     `stepped` is told the number of each step once it has been taken.
 
     Returns:
-        The mean loss, inter-ID, intra-ID, instance and camera term over steps and ranks.
+        Loss, inter-ID, intra-ID, instance and camera term of each step, the mean over the ranks.
     """
     learner.train()
     device, parameters = tickets.device, [weight for weight in learner.parameters() if weight.requires_grad]
     steps, part = tickets.shape[0], tickets.shape[1] // ranks.size
     mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
-    sums, done = torch.zeros(5, device=device), 0
+    rows: list[Tensor] = []
     for batch in picks:
         pictures = to_device(batch, device)
         with casting:
@@ -271,14 +271,13 @@ def train_epoch(
             )
         optimizer.step()
         if stepped:
-            stepped(done)
+            stepped(len(rows))
         criterion.update(ranks.gather(features.detach()), tickets[batch.ticket])
-        sums += torch.stack([terms.loss, terms.inter, terms.intra, terms.instance, terms.camera]).detach()
-        done += 1
-        progress("train", done, steps)
-    if done != steps:
-        raise RuntimeError(f"our mistake: the plan has {steps} steps, {done} came")
-    return ranks.average(sums / steps)
+        rows.append(torch.stack([terms.loss, terms.inter, terms.intra, terms.instance, terms.camera]).detach())
+        progress("train", len(rows), steps)
+    if len(rows) != steps:
+        raise RuntimeError(f"our mistake: the plan has {steps} steps, {len(rows)} came")
+    return ranks.average(torch.stack(rows))
 
 
 @torch.inference_mode()
@@ -358,7 +357,7 @@ class Clock:
 
 def describe_epoch(
     epoch: int,
-    losses: Float[Tensor, "5"],
+    losses: Float[Tensor, "steps 5"],
     assignment: Assignment,
     plan: Plan,
     clock: Clock,
@@ -370,7 +369,7 @@ def describe_epoch(
     All that it says of labels is said of those that were learnt. `cluster/label_age` is the epochs between their scan
     and this epoch: 0, or 1 where the relation went on meanwhile (their `cluster/*_s` then are the scan's, not ours).
     """
-    loss, inter, intra, instance, camera = losses.tolist()
+    loss, inter, intra, instance, camera = losses.mean(0).tolist()
     return EpochReport(
         epoch=epoch,
         loss=loss,
@@ -386,4 +385,5 @@ def describe_epoch(
         checksums={"labels": zlib.crc32(assignment.labels.tobytes()), "plan": zlib.crc32(plan.tickets.tobytes())},
         retrieval=retrieval,
         untrained=untrained,
+        step_losses=tuple(losses[:, 0].tolist()),
     )

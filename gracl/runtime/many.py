@@ -61,6 +61,7 @@ def begin_parent(
         artifacts=artifacts,
         parameters=parameters,
         tags={"gracl.kind": kind} | nesting(tracking.parent),
+        wait_s=tracking.wait_s,
     )
     news = {"mlflow_run_id": parent, "tracking_uri": uri}
     storage.write_bytes(place, json.dumps({**saved, **news}, indent=1).encode())

@@ -1,7 +1,7 @@
 """A training run on its storage: what can be checked before it starts, what it leaves, what it comes to.
 
-A run's folder holds `run.json` (recipe, MLflow run, epochs done when it last ended), `config.yaml`, one folder per kept
-checkpoint and the ranked sheet.
+A run's folder holds `run.json` (recipe, MLflow run, epochs done when it last ended, whether MLflow has all of it),
+`config.yaml`, one folder per kept checkpoint and the ranked sheet.
 """
 
 import json
@@ -26,6 +26,7 @@ from gracl.runtime.terminal import say, table
 from gracl.runtime.tracking import DataSplit, nesting, reopen_run, start_run
 
 RECORD = "run.json"
+PICTURE = "ranked.png"
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ def register(run: Run, uri: str) -> Run:
         ],
         parameters=run.config.flat() | {name: run.recipe[name] for name in run.recipe if name.endswith("_digest")},
         tags=tags,
+        wait_s=run.config.tracking.wait_s,
     )
     run = record(run, recipe=dict(run.recipe), mlflow_run_id=run_id, tracking_uri=uri, finished=0)
     settings = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False)
@@ -234,7 +236,7 @@ def conclude(run: Run, uri: str) -> dict[str, Any]:
     best = storage.join(run.folder, f"epoch-{state.best_epoch:04d}") if state.best_epoch else last
     if not storage.exists(best):
         raise CheckpointError(expected(f"the best checkpoint at {best}", "no such folder", "was it deleted?"))
-    picture = storage.join(run.folder, "ranked.png")
+    picture = storage.join(run.folder, PICTURE)
     say(f"checkpoint: {last}" + (f"\nbest:       {best}" if best != last else ""))
     if storage.exists(picture):
         say(f"pictures:   {picture}")

@@ -21,6 +21,7 @@ from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.many import beside, here
 from gracl.runtime.points import Values, config_of, name_of
 from gracl.runtime.session import quieten, refusals
+from gracl.runtime.tracking import plain
 from gracl.runtime.train import train
 
 POINT = "point"
@@ -99,7 +100,7 @@ class QueueCallback(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """The figures of rank 0, which are those of all."""
-        self._queue.put(metrics[0])
+        self._queue.put(plain(metrics[0]))
 
 
 def sweep_trial(chosen: Mapping[str, Values], swept: Sweep) -> None:

@@ -1,8 +1,8 @@
 """MLflow: one run per training, made by the driver, written by the Train controller, closed by the driver.
 
 The controller writes, not a worker, so one run has a complete history whatever happens to workers. Tracking never
-fails a training that has begun: what MLflow does not take is logged, and epochs that it did not take while it was away
-are written at the end, from the run's own history.
+fails a training that has begun: what MLflow does not take while it is away is kept and tried again, and epochs that it
+lacks at the end are written from the run's own history.
 """
 
 import json
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,19 @@ import ray
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException, RestException
 from ray.train import UserCallback
 
 import gracl
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
+from gracl.runtime.buffering import Buffer, Write
+from gracl.runtime.terminal import say
+
+# Beside its figures an epoch's report to Ray Train brings these.
+STEP_LOSSES, SYSTEM = "step_losses", "system"
+# As many as MLflow takes at once.
+_MOST_METRICS = 1000
 
 LOG = logging.getLogger("gracl.tracking")
 
@@ -79,6 +88,7 @@ def start_run(
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
     splits: Sequence[DataSplit] = (),
+    wait_s: float = 0.0,
 ) -> str:
     """Makes the run of a training, a comparison or a sweep and writes its parameters under their dotted names.
 
@@ -88,16 +98,20 @@ def start_run(
         artifacts: where a new experiment keeps files, with a SQLite file.
         parameters, tags: of the run.
         splits: the data that it reads.
+        wait_s: how long to wait for a server that does not answer.
 
     Returns:
         The id of the run.
+
+    Raises:
+        ConfigError: the server does not answer, or nothing of MLflow.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
+    found = _reached(uri, wait_s, lambda: client.get_experiment_by_name(experiment))
     where = artifacts if uri.startswith("sqlite:") else None  # a server knows its own place for artifacts
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=where)
     # Without this tag the pages of MLflow 3 open in their mode for language models.
@@ -107,6 +121,27 @@ def start_run(
     if splits:
         client.log_inputs(run.info.run_id, [split.entity() for split in splits])
     return str(run.info.run_id)
+
+
+def _reached(uri: str, wait_s: float, ask: Callable[[], Any]) -> Any:
+    """The first answer of a server; one that is away or overtaxed is asked again for `wait_s` seconds."""
+    begun, pause = time.monotonic(), 1.0
+    while True:
+        try:
+            return ask()
+        except MlflowException as error:
+            answered = isinstance(error, RestException) and error.get_http_status_code() < 500
+            left = begun + wait_s - time.monotonic()
+            if answered or not uri.startswith("http") or left <= 0:
+                what = expected(f"an MLflow server at {uri}", _first_line(error), "start it, or mend tracking.uri")
+                raise ConfigError(what) from error
+        say(f"MLflow at {uri} does not answer; waiting for it, {left:.0f} s at most")
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, 30.0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def nesting(parent: str) -> dict[str, str]:
@@ -142,19 +177,41 @@ class MlflowCallback(UserCallback):
 
     def __init__(self, uri: str, run_id: str) -> None:
         self._uri, self._run_id = uri, run_id
+        self._made: Buffer | None = None  # in the controller: the thread cannot travel there
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """One batch of metrics, with the epoch as their step."""
-        batch, step = as_metrics(metrics[0]), int(metrics[0]["epoch"])
-        self._write(lambda client: client.log_batch(self._run_id, metrics=batch), f"the figures of epoch {step}")
+        """The figures with the epoch as their step, the loss of each step, and what all nodes did meanwhile."""
+        figures = plain(metrics[0])
+        step, now = int(figures["epoch"]), int(time.time() * 1000)
+        losses: Sequence[float] = metrics[0].get(STEP_LOSSES, ())
+        # First the epoch: at the end it is asked for, and what stands with it is there then, too.
+        points = as_metrics(figures)
+        points += [
+            Metric("step/loss", value, now, (step - 1) * len(losses) + place) for place, value in enumerate(losses, 1)
+        ]
+        points += [Metric(name, value, now, step) for one in metrics for name, value in one.get(SYSTEM, {}).items()]
+        for start in range(0, len(points), _MOST_METRICS):
+            batch = points[start : start + _MOST_METRICS]
+            self._write(partial(_log, self._run_id, batch), f"the figures of epoch {step}")
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """A tag that says that the run lost workers and when."""
         tag = RunTag(f"gracl.lost_workers.{int(time.time())}", str(sorted(worker_exceptions)))
         self._write(lambda client: client.log_batch(self._run_id, tags=[tag]), "the loss of workers")
 
-    def _write(self, write: Callable[[MlflowClient], Any], what: str) -> None:
-        attempt(self._uri, write, what)  # an exception in a callback would end the training (ray.md 2.2)
+    def _write(self, write: Write, what: str) -> None:
+        if self._made is None:
+            self._made = Buffer(self._uri)
+        self._made.put(write, what)
+
+
+def _log(run_id: str, batch: Sequence[Metric], client: MlflowClient) -> None:
+    client.log_batch(run_id, metrics=batch)
+
+
+def plain(report: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an epoch without what else its report to Ray Train brings."""
+    return {name: value for name, value in report.items() if name not in (STEP_LOSSES, SYSTEM)}
 
 
 def as_metrics(figures: Mapping[str, float]) -> list[Metric]:
@@ -182,7 +239,18 @@ def mend(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> list[
     return missing
 
 
-def attempt(uri: str, write: Callable[[MlflowClient], Any], what: str) -> bool:
+def complete(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether MLflow has a run as done, with its last epoch; false where it does not answer."""
+    seen: list[bool] = []
+
+    def look(client: MlflowClient) -> None:
+        run = client.get_run(run_id)
+        seen.append(run.info.status == "FINISHED" and run.data.metrics.get("epoch") == history[-1]["epoch"])
+
+    return attempt(uri, look, "the question what it has") and seen[0]
+
+
+def attempt(uri: str, write: Write, what: str) -> bool:
     """Writes to MLflow; what it does not take is logged, and nothing fails. Whether it took it."""
     try:
         write(MlflowClient(uri))

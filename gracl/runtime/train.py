@@ -18,12 +18,12 @@ from gracl.images.shards import ShardStore
 from gracl.learning.fit import Splits
 from gracl.runtime.board import open_board, refusal_on
 from gracl.runtime.relation_actor import start_relation_actor
-from gracl.runtime.runs import Run, conclude, history_of, latest_epoch, prepare, record, register
+from gracl.runtime.runs import PICTURE, Run, conclude, history_of, latest_epoch, prepare, record, register
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
 from gracl.runtime.terminal import say, watching
-from gracl.runtime.tracking import MlflowCallback, attempt, closing, mend, tracking_uri
+from gracl.runtime.tracking import MlflowCallback, attempt, closing, complete, mend, tracking_uri
 from gracl.runtime.worker import Job, Lesson, Source, train_worker
 
 
@@ -49,6 +49,8 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     uri = tracking_uri(config.tracking.uri, run.runs)
     if run.record.get("finished", 0) >= config.epochs:
         say(f"run {run.name} has done its {config.epochs} epochs already")
+        if not run.record.get("told", True):
+            run = tell_rest(run, uri)
         return conclude(run, uri)
     try:
         with session(demand(config)):
@@ -56,14 +58,37 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
             say(f"run {run.name} in {run.folder}; Ctrl-C stops it, name={run.name} resumes it")
             with closing(uri, run.record["mlflow_run_id"]):
                 learn(run, uri, callbacks)
-                late = mend(uri, run.record["mlflow_run_id"], history_of(run))
-                if late:
-                    say(f"MLflow was away: epochs {', '.join(map(str, late))} were written to it at the end")
+                leave_files(run, uri)
     except KeyboardInterrupt:
         say(f"stopped; the epochs that are done are kept. To go on, run the same command with name={run.name}")
         raise
-    run = record(run, finished=config.epochs)
+    told = complete(uri, run.record["mlflow_run_id"], history_of(run))
+    run = record(run, finished=config.epochs, told=told)
+    if not told:
+        say(f"MLflow at {uri} has not taken all of this run; once it is back, the same command tells it the rest")
     return conclude(run, uri)
+
+
+def tell_rest(run: Run, uri: str) -> Run:
+    """Tells MLflow of a run that is done what it did not take at its end, because it was away."""
+    with closing(uri, run.record["mlflow_run_id"]):
+        leave_files(run, uri)
+    return record(run, told=complete(uri, run.record["mlflow_run_id"], history_of(run)))
+
+
+def leave_files(run: Run, uri: str) -> None:
+    """The epochs that MLflow lacks, the settings, and the pictures that lie in the run's folder."""
+    run_id, settings = run.record["mlflow_run_id"], run.config.model_dump(mode="json")
+    late = mend(uri, run_id, history_of(run))
+    if late:
+        say(f"MLflow was away: epochs {', '.join(map(str, late))} were written to it at the end")
+    attempt(uri, lambda client: client.log_dict(run_id, settings, "config.yaml"), "the settings")
+    picture = storage.join(run.folder, PICTURE)
+    if storage.exists(picture):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, PICTURE)
+            copy.write_bytes(storage.read_bytes(picture))
+            attempt(uri, lambda client: client.log_artifact(run_id, str(copy)), PICTURE)
 
 
 def demand(config: TrainConfig) -> Demand:
@@ -82,10 +107,9 @@ def demand(config: TrainConfig) -> Demand:
 
 
 def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
-    """The run itself: board, relation actor, stream, ranks; then its pictures and tables."""
+    """The run itself: board, relation actor, stream, ranks; then its pictures."""
     config, run_id = run.config, run.record["mlflow_run_id"]
-    board = open_board()
-    data = config.data
+    board, data = open_board(), config.data
     # A remote train split is not copied to the driver's node for nothing: only its cameras may be wanted here.
     # Beside who asks for them, the figures of clusters do, where the split lies here and has any.
     known = storage.is_local(run.root) and run.manifests[data.train].num_cameras > 0
@@ -113,24 +137,21 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
     with watching(board, epochs=config.epochs, done=done), interruptible():
         fit_or_explain(trainer, board, run)
     if config.data.query:
-        leave_pictures(run, uri, actor, stores)
-    settings = config.model_dump(mode="json")
-    attempt(uri, lambda client: client.log_dict(run_id, settings, "config.yaml"), "the settings")
+        draw_pictures(run, actor, stores)
 
 
-def leave_pictures(run: Run, uri: str, actor: Any, stores: Mapping[str, ShardStore]) -> None:
-    """The ranked sheet of the last evaluation, in the run's folder and in MLflow."""
+def draw_pictures(run: Run, actor: Any, stores: Mapping[str, ShardStore]) -> None:
+    """The ranked sheet of the last evaluation, into the run's folder."""
     judged = ray.get(actor.ranking.remote(10))
     if judged is None:
         say("no pictures: the relation actor was restarted after the last evaluation; pipelines/evaluate.py draws them")
         return
     query, gallery = stores[run.config.data.query], stores[run.config.data.gallery]
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder, "ranked.png")
+        picture = Path(folder, PICTURE)
         title = f"{run.name}: mAP {judged[0].mean_ap:.1%}"
         draw_ranked(picture, *judged, query=query, gallery=gallery, title=title)
-        storage.write_bytes(storage.join(run.folder, picture.name), picture.read_bytes())
-        attempt(uri, lambda client: client.log_artifact(run.record["mlflow_run_id"], str(picture)), picture.name)
+        storage.write_bytes(storage.join(run.folder, PICTURE), picture.read_bytes())
 
 
 def start_relations(run: Run, board: Any, cameras: list[ray.ObjectRef]) -> Any:

@@ -29,9 +29,11 @@ from gracl.learning.fit import Batches, Splits, fit
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer, rate_factor
 from gracl.runtime.board import silent, throttled
+from gracl.runtime.nodes import NodeMonitor
 from gracl.runtime.ranks import TorchRanks
 from gracl.runtime.relation_actor import RayRelator
 from gracl.runtime.stream import STREAM, StreamBatches, open_store
+from gracl.runtime.tracking import STEP_LOSSES, SYSTEM
 from gracl.types import EpochReport, Plan
 
 
@@ -132,6 +134,7 @@ def _train(job: Job) -> None:
     encoder, criterion, optimizer = build(replace(job.lesson, encoder={**job.lesson.encoder, **first}), device)
     progress = throttled(job.board) if ranks.rank == 0 else silent
     cameras = ray.get(job.lesson.cameras[0]) if job.lesson.cameras else None
+    watched = NodeMonitor(f"node{context.get_node_rank()}") if context.get_local_rank() == 0 else None
     fit(
         state or TrainState.fresh(encoder, job.recipe, height=job.source.height, width=job.source.width),
         encoder=encoder,
@@ -149,7 +152,7 @@ def _train(job: Job) -> None:
         ranks=ranks,
         planner=plan_picks(job.lesson, cameras),
         rate=rate_at(job.lesson),
-        reporter=partial(report_epoch, job.board, ranks.rank),
+        reporter=partial(report_epoch, job.board, ranks.rank, watched.taken if watched else dict),
         progress=progress,
         splits=job.splits,
         **job.lesson.fit,
@@ -189,17 +192,23 @@ def resumed() -> TrainState | None:
         return load_state(folder)
 
 
-def report_epoch(board: Any, rank: int, report: EpochReport, state: TrainState) -> None:
-    """Hands the epoch to Ray Train, which is a barrier: rank 0 brings figures and state, the others come along."""
+def report_epoch(
+    board: Any, rank: int, system: Callable[[], dict[str, float]], report: EpochReport, state: TrainState
+) -> None:
+    """Hands the epoch to Ray Train, which is a barrier: rank 0 brings figures and state, the others come along.
+
+    `system` says what the node of the rank did meanwhile; nothing, where another rank of the node says it.
+    """
     name = f"epoch-{state.epoch:04d}"
     if rank:
-        ray.train.report({}, checkpoint_dir_name=name)
+        ray.train.report({SYSTEM: system()}, checkpoint_dir_name=name)
         return
     folder = Path(tempfile.mkdtemp(prefix="gracl-", dir=os.environ.get("GRACL_TMP")))
     try:
         save_state(state, folder)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(report.metrics(), checkpoint=checkpoint, checkpoint_dir_name=name)
+        news = {**report.metrics(), STEP_LOSSES: list(report.step_losses), SYSTEM: system()}
+        ray.train.report(news, checkpoint=checkpoint, checkpoint_dir_name=name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     board.close_epoch.remote(report.metrics())

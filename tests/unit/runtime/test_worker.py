@@ -35,7 +35,9 @@ REPORT = EpochReport(
     images_per_second=10.0,
     seconds={"train": 1.5},
     stats={},
+    step_losses=(4.0, 2.0),
 )
+BUSY = {"system/node0/cpu_utilization_percentage": 50.0}
 
 
 class FakeBoard:
@@ -74,9 +76,9 @@ def reports(monkeypatch, tmp_path):
 
 def test_rank_0_brings_figures_and_state_and_leaves_nothing_behind(reports, state, tmp_path):
     board = FakeBoard()
-    report_epoch(board, 0, REPORT, state)
+    report_epoch(board, 0, lambda: BUSY, REPORT, state)
     (told,) = reports
-    assert told["metrics"] == REPORT.metrics()
+    assert told["metrics"] == {**REPORT.metrics(), "step_losses": [4.0, 2.0], "system": BUSY}
     assert told["name"] == "epoch-0001"
     assert told["state"].history == state.history
     for name, tensor in state.model.items():
@@ -85,10 +87,10 @@ def test_rank_0_brings_figures_and_state_and_leaves_nothing_behind(reports, stat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_ranks_come_along_with_nothing(reports, state, tmp_path):
+def test_other_ranks_come_along_with_what_their_node_did_alone(reports, state, tmp_path):
     board = FakeBoard()
-    report_epoch(board, 1, REPORT, state)
-    assert reports == [{"metrics": {}, "name": "epoch-0001", "state": None}]
+    report_epoch(board, 1, lambda: BUSY, REPORT, state)
+    assert reports == [{"metrics": {"system": BUSY}, "name": "epoch-0001", "state": None}]
     assert board.epochs == []
 
 
@@ -99,7 +101,7 @@ def test_a_report_that_fails_closes_no_epoch_and_leaves_nothing_behind(reports, 
     monkeypatch.setattr("ray.train.report", fails)
     board = FakeBoard()
     with pytest.raises(OSError, match="disk full"):
-        report_epoch(board, 0, REPORT, state)
+        report_epoch(board, 0, dict, REPORT, state)
     assert board.epochs == []
     assert list(tmp_path.iterdir()) == []
 

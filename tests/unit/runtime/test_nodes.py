@@ -1,0 +1,51 @@
+import threading
+import time
+
+from gracl.runtime.nodes import NodeMonitor
+
+CPU, MEMORY = "system/node3/cpu_utilization_percentage", "system/node3/system_memory_usage_percentage"
+
+
+def test_a_node_says_how_busy_it_was_under_its_name():
+    monitor = NodeMonitor("node3", every=0.01)
+    seen = monitor.taken()
+    assert {CPU, MEMORY, "system/node3/system_memory_usage_megabytes"} <= set(seen)
+    assert 0 <= seen[CPU] <= 100
+    assert 0 < seen[MEMORY] <= 100
+
+
+def test_what_is_told_is_the_mean_since_it_was_told_last():
+    monitor = NodeMonitor("node3", every=1000.0)
+
+    class Counting:
+        def __init__(self) -> None:
+            self.values: list[float] = []
+            self.next = 0
+
+        def collect_metrics(self) -> None:
+            self.next += 1
+            self.values.append(self.next)
+
+        def aggregate_metrics(self) -> dict[str, float]:
+            return {"count": sum(self.values) / len(self.values)}
+
+        def clear_metrics(self) -> None:
+            self.values.clear()
+
+    counting = Counting()
+    monitor._monitors = [counting]
+    assert monitor.taken() == {"system/node3/count": 1.0}
+    counting.collect_metrics()
+    assert monitor.taken() == {"system/node3/count": 2.5}
+
+
+def test_its_thread_looks_by_itself_and_keeps_no_process_from_ending():
+    before = set(threading.enumerate())
+    monitor = NodeMonitor("node0", every=0.01)
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.daemon
+    cpu = monitor._monitors[0]
+    deadline = time.monotonic() + 10
+    while len(cpu.metrics["cpu_utilization_percentage"]) < 3:
+        assert time.monotonic() < deadline, "the thread did not look at the node"
+        time.sleep(0.01)

@@ -1,0 +1,79 @@
+"""`ray job submit` against a head and two more raylets, with token authentication: as people use clusters."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from benchmarks.rehearse_jobs import LocalCluster, json_in, local_cluster, submit, wait_until
+from tests.toy import TOY
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with local_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def training(root: str, runs: Path, name: str, **changes: object) -> list[str]:
+    settings = {**TOY, "data.root": root, "runs": runs, "name": name, "epochs": EPOCHS, "scale.workers": 2}
+    settings |= {name.replace("__", "."): value for name, value in changes.items()}
+    return ["python", "pipelines/train.py", *(f"{name}={value}" for name, value in settings.items())]
+
+
+# Ray's own: one for each job, and two that Ray Data keeps for the whole cluster, none of which reserves anything.
+RAYS_OWN = ("JobSupervisor", "_AutoscalingCoordinatorActor", "_StatsActor")
+
+
+def busy_actors(cluster: LocalCluster) -> list[dict[str, str]]:
+    """Actors that live and are not Ray's own."""
+    said = cluster.command("ray", "list", "actors", "--filter", "state=ALIVE", "--format", "json").text
+    return [one for one in json_in(said) if one["class_name"] not in RAYS_OWN]
+
+
+def test_a_stopped_job_frees_its_actors_and_the_next_one_goes_on(cluster, toy_shards, runs):
+    command = training(toy_shards, runs, "job")
+    assert cluster.command(*submit("first", *command, options=["--no-wait"])).code == 0
+    assert wait_until((runs / "job" / "epoch-0001").exists, 240), cluster.command("ray", "job", "logs", "first").text
+    stopped = cluster.command("ray", "job", "stop", "first")
+    assert (stopped.code, cluster.job("first")) == (0, "STOPPED"), stopped.text
+    assert wait_until(lambda: not busy_actors(cluster), 30), busy_actors(cluster)
+    record = json.loads((runs / "job" / "run.json").read_text())
+    assert record["finished"] == 0, "the job had ended before it was stopped: this proves nothing"
+
+    said = cluster.command(*submit("second", *command))
+    assert (said.code, cluster.job("second")) == (0, "SUCCEEDED"), said.text
+    assert f"epoch {EPOCHS}/{EPOCHS}" in said.text
+    result = json.loads(next(line for line in said.text.splitlines() if line.startswith('{"run"')))
+    assert (result["epochs"], result["mlflow_run_id"]) == (EPOCHS, record["mlflow_run_id"])
+    client = mlflow.MlflowClient(result["tracking_uri"])
+    told = client.get_run(result["mlflow_run_id"])
+    assert (told.info.status, told.data.metrics["epoch"]) == ("FINISHED", EPOCHS)
+    assert "gracl.resumed" in told.data.tags
+    assert sorted({point.step for point in client.get_metric_history(told.info.run_id, "step/loss")}) == list(
+        range(1, TOY["sampling.steps"] * EPOCHS + 1)
+    )
+
+
+def test_a_training_that_is_refused_is_a_failed_job(cluster, toy_shards, runs):
+    said = cluster.command(*submit("refused", *training(toy_shards, runs, "refused", data__query="nosuch")))
+    assert "ConfigError: expected a split named 'nosuch'" in said.text
+    assert said.code == 1
+    assert cluster.job("refused") == "FAILED"
+
+
+def test_without_the_token_nobody_is_let_in(cluster):
+    stranger = LocalCluster(cluster.home, {**cluster.environment, "RAY_AUTH_TOKEN": "0" * 64})
+    said = stranger.command("ray", "job", "list")
+    assert said.code != 0
+    assert "401" in said.text or "nauthorized" in said.text or "token" in said.text

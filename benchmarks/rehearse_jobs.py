@@ -80,7 +80,7 @@ def local_cluster(*, nodes: int = 3, cpus: int = 2, store_mb: int = 200) -> Iter
         cpus: logical CPUs of each.
         store_mb: size of each object store.
     """
-    home, (port, dashboard, client) = Path(tempfile.mkdtemp(prefix="gr-")), _free_ports(3)
+    home, (port, dashboard, client) = Path(tempfile.mkdtemp(prefix="gr-")), free_ports(3)
     # The entrypoint of a job is looked for on the path of the head.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -117,7 +117,8 @@ def local_cluster(*, nodes: int = 3, cpus: int = 2, store_mb: int = 200) -> Iter
             _stop(raylet)
 
 
-def _free_ports(many: int) -> list[int]:
+def free_ports(many: int) -> list[int]:
+    """Ports of loopback that nobody listens on at this moment."""
     holders = [socket.socket() for _ in range(many)]
     for holder in holders:
         holder.bind(("127.0.0.1", 0))

@@ -1,8 +1,12 @@
 """Functions that Ray tests run on workers: those must be able to import them, and cannot import a test file."""
 
 import os
+import signal
 import time
 from pathlib import Path
+from typing import Any
+
+from ray.train import UserCallback
 
 from gracl.errors import ImageError
 
@@ -28,3 +32,14 @@ def most_at_once(job: tuple[str, int]) -> int:
         time.sleep(0.01)
     mine.unlink()
     return most
+
+
+class KillAfterFirstEpoch(UserCallback):
+    """Kills a process of this machine once an epoch has been reported; heard after MLflow's callback."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if metrics[0]["epoch"] == 1:
+            os.killpg(self._pid, signal.SIGKILL)

@@ -79,6 +79,8 @@ def tell_rest(run: Run, uri: str) -> Run:
 def leave_files(run: Run, uri: str) -> None:
     """The epochs that MLflow lacks, the settings, and the pictures that lie in the run's folder."""
     run_id, settings = run.record["mlflow_run_id"], run.config.model_dump(mode="json")
+    if not attempt(uri, lambda client: client.get_run(run_id), "a first question at the end"):
+        return  # each of the others would wait for it as long
     late = mend(uri, run_id, history_of(run))
     if late:
         say(f"MLflow was away: epochs {', '.join(map(str, late))} were written to it at the end")

@@ -215,9 +215,16 @@ def plain(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def as_metrics(figures: Mapping[str, float]) -> list[Metric]:
-    """The figures of an epoch at its step; those from before the training at step 0."""
+    """The figures of an epoch at its step; those from before the training at step 0.
+
+    Without the checksums, which are there to be compared, not looked at: they stay in the history.
+    """
     step, now = int(figures["epoch"]), int(time.time() * 1000)
-    return [Metric(name, value, now, 0 if name.startswith("untrained/") else step) for name, value in figures.items()]
+    return [
+        Metric(name, value, now, 0 if name.startswith("untrained/") else step)
+        for name, value in figures.items()
+        if not name.startswith("check/")
+    ]
 
 
 def mend(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> list[int]:

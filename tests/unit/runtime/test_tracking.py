@@ -95,11 +95,12 @@ def test_a_second_run_joins_the_experiment(client, uri, run_id, runs):
 def test_an_epoch_is_written_at_its_step_and_the_untrained_figures_at_zero(client, uri, run_id):
     callback = MlflowCallback(uri, run_id)
     for epoch in (1, 2):
-        figures = {"epoch": float(epoch), "train/loss": 1.0 / epoch, "untrained/mAP": 0.25}
+        figures = {"epoch": float(epoch), "train/loss": 1.0 / epoch, "untrained/mAP": 0.25, "check/plan": 7.0}
         callback.after_report(run_context=None, metrics=[figures, {}], checkpoint=None)
     losses = [(point.step, point.value) for point in client.get_metric_history(run_id, "train/loss")]
     assert losses == [(1, 1.0), (2, 0.5)]
     assert {point.step for point in client.get_metric_history(run_id, "untrained/mAP")} == {0}
+    assert client.get_metric_history(run_id, "check/plan") == []
 
 
 def test_the_loss_of_each_step_goes_on_from_epoch_to_epoch_in_pieces_that_mlflow_takes(client, uri, runs):

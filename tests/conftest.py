@@ -6,7 +6,8 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,22 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
         finally:
             ray.shutdown()
     shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def with_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Puts an empty MLflow file into a folder of runs and returns the folder: to make one anew takes seconds."""
+    from mlflow import MlflowClient
+
+    made = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{made}").search_experiments()
+
+    def put(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made, folder / made.name)
+        return folder
+
+    return put
 
 
 @pytest.fixture(scope="session")

@@ -41,8 +41,8 @@ def comparison(root, out, *, arms=ARMS, **changes):
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    return tmp_path_factory.mktemp("compared") / "toy"
+def out(tmp_path_factory, with_mlflow):
+    return with_mlflow(tmp_path_factory.mktemp("compared") / "toy" / "runs").parent
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory, with_mlflow):
+    return with_mlflow(tmp_path_factory.mktemp("runs"))
 
 
 def training(root: str, runs: Path, name: str, **changes: object) -> list[str]:

@@ -50,6 +50,6 @@ def test_the_local_run_is_bit_equal(toy_shards, lying_shards):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_run_on_ray_is_bit_equal(ray_cluster, toy_shards, lying_shards, tmp_path):
-    result = train(toy_config(lying_shards, tmp_path, name="lies"))
+def test_the_run_on_ray_is_bit_equal(ray_cluster, toy_shards, lying_shards, tmp_path, with_mlflow):
+    result = train(toy_config(lying_shards, with_mlflow(tmp_path), name="lies"))
     assert_same_run(load_state(result["checkpoint"]), learn(toy_config(toy_shards)))

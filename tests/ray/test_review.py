@@ -26,8 +26,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def trained(ray_cluster, toy_shards, tmp_path_factory):
-    return train(toy_config(toy_shards, tmp_path_factory.mktemp("reviewed"), epochs=2, eval_every=1, name="toy"))
+def trained(ray_cluster, toy_shards, tmp_path_factory, with_mlflow):
+    runs = with_mlflow(tmp_path_factory.mktemp("reviewed"))
+    return train(toy_config(toy_shards, runs, epochs=2, eval_every=1, name="toy"))
 
 
 def reviewed(checkpoint, root, out, **more):

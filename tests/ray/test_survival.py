@@ -29,9 +29,8 @@ EPOCHS = 4
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """One folder, so one MLflow file, whose first migration takes seconds."""
-    return tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory, with_mlflow):
+    return with_mlflow(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

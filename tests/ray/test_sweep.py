@@ -43,8 +43,8 @@ def asked(root, out, epochs=2, **changes):
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    return tmp_path_factory.mktemp("searched") / "toy"
+def out(tmp_path_factory, with_mlflow):
+    return with_mlflow(tmp_path_factory.mktemp("searched") / "toy" / "runs").parent
 
 
 @pytest.fixture(scope="module")

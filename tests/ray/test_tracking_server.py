@@ -50,11 +50,12 @@ def answers(port: int) -> bool:
 
 
 def test_a_run_ends_well_without_its_server_and_the_same_command_tells_the_rest(
-    ray_cluster, toy_shards, tmp_path, monkeypatch
+    ray_cluster, toy_shards, tmp_path, with_mlflow, monkeypatch
 ):
     said: list[str] = []
     monkeypatch.setattr("gracl.runtime.train.say", said.append)
     (port,) = free_ports(1)
+    with_mlflow(tmp_path)
     uri = f"http://127.0.0.1:{port}"
     config = toy_config(toy_shards, tmp_path / "runs", name="told", epochs=EPOCHS, tracking__uri=uri)
     with server(tmp_path, port) as pid:

@@ -32,8 +32,8 @@ EXTRAS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory, with_mlflow):
+    return with_mlflow(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The verbs of `storage` against a server that speaks S3, on this machine."""
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import requests
 import s3fs
-from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSystem
 
 from gracl.errors import LayoutError, ShardError, StorageError
@@ -17,19 +17,20 @@ from gracl.images.ingesting import ingest_here
 from gracl.images.manifests import read_manifest
 from gracl.images.shards import ShardStore
 from tests.raw_images import MARKET, fill_folders
-from tests.s3 import BUCKET, open_server, reached_by
+from tests.s3 import BUCKET, listening, reached_at, serving
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ThreadedMotoServer]:
-    with open_server() as server:
-        yield server
+def place() -> Iterator[socket.socket]:
+    with listening() as place, serving(place):
+        yield place
 
 
 @pytest.fixture
-def bucket(server: ThreadedMotoServer, request: pytest.FixtureRequest) -> Iterator[str]:
+def bucket(place: socket.socket, request: pytest.FixtureRequest) -> Iterator[str]:
+    fresh()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in reached_by(server).items():
+        for name, value in reached_at(place).items():
             patch.setenv(name, value)
         yield f"s3://{BUCKET}/{request.node.name}"
 

@@ -28,6 +28,12 @@ class ShardError(GraclError):
     exit_code = 2
 
 
+class StorageError(GraclError):
+    """A store that does not answer, does not let us in, or has no such bucket."""
+
+    exit_code = 2
+
+
 class ImageError(GraclError):
     """Bytes that cannot be read as a picture."""
 

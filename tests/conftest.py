@@ -3,6 +3,7 @@
 import faulthandler
 import logging
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from gracl.images.ingesting import ingest_here
 from gracl.images.synthetic import write_world
+from tests.s3 import listening, reached_at
 
 RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # ray.init() would otherwise leave a token that later clusters must present
@@ -37,14 +39,21 @@ def _nobody_asks(before: set[threading.Thread], config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+def s3_socket() -> Iterator[socket.socket]:
+    """Where a test may begin a server that speaks S3: workers of Ray only know an environment of before their start."""
+    with listening() as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(request: pytest.FixtureRequest, s3_socket: socket.socket) -> Iterator[None]:
     """A local Ray of four logical CPUs with a home and a temporary folder of its own."""
     import ray
 
     # Short, because socket paths are limited.
     home = tempfile.mkdtemp(prefix="gr-")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**RAY_ENVIRONMENT, "HOME": home}.items():
+        for name, value in {**RAY_ENVIRONMENT, **reached_at(s3_socket), "HOME": home}.items():
             patch.setenv(name, value)
         ray.init(
             num_cpus=4,

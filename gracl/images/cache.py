@@ -82,7 +82,7 @@ def _is_there(path: Path, wanted: Wanted) -> bool:
 def _download(source: str, target: Path) -> None:
     fs, path = storage.locate(source)
     try:
-        with fs.open(path, "rb") as far, target.open("wb") as near:
+        with storage.answered(source), fs.open(path, "rb") as far, target.open("wb") as near:
             shutil.copyfileobj(far, near, 1 << 20)
             near.flush()
             os.fsync(near.fileno())

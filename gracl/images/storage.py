@@ -2,6 +2,9 @@
 
 A URI is a local path (`data/market`, `~/data`, `file:///data`), `s3://bucket/key`, `gs://bucket/key`, `memory://name`,
 or anything else that fsspec knows. A `memory://` URI lives in one process and is meant for tests.
+
+Where a store is asked, what it refuses becomes a `StorageError` (`answered`); that a file is not there stays a
+`FileNotFoundError`. Buckets are never made: a bucket that is not there is a misspelt one.
 """
 
 import hashlib
@@ -9,13 +12,16 @@ import os
 import posixpath
 import socket
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from pyarrow import ArrowException
+from pyarrow.fs import FileSystem
 
-from gracl.errors import ConfigError, expected
+from gracl.errors import ConfigError, StorageError, expected
 
 EXTRA_OF = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 STAMP_KEYS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -30,8 +36,10 @@ def locate(uri: str) -> tuple[Any, str]:
     if "://" not in uri:
         return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(uri))
     scheme = uri.split("://", 1)[0]
+    # Others write there too (Ray's tasks, Ray Train), and a listing that is remembered would hide what they wrote.
+    options = {"use_listings_cache": False} if _is_object_store(uri) else {}
     try:
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = fsspec.core.url_to_fs(uri, **options)
     except ImportError as error:
         extra = EXTRA_OF.get(scheme)
         advice = f"pip install 'gracl[{extra}]'" if extra else "install the fsspec package for that scheme"
@@ -50,6 +58,67 @@ def is_local(uri: str) -> bool:
 def is_in_memory(uri: str) -> bool:
     """Whether the URI lives in this process alone, so that no other process can read it."""
     return uri.startswith("memory://")
+
+
+def _is_object_store(uri: str) -> bool:
+    return "://" in uri and uri.split("://", 1)[0] in EXTRA_OF
+
+
+@contextmanager
+def answered(uri: str) -> Iterator[None]:
+    """What a far store refuses in this block, said in our words; a local disk's errors stay as they are.
+
+    Raises:
+        StorageError: no such bucket, no leave, no answer. It may pass, so a rank that meets it is started again.
+        FileNotFoundError: there is no such file, in a bucket that is there.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_local(uri):
+            raise
+        if _says_no_bucket(error):
+            raise StorageError(
+                expected(
+                    f"a bucket for {uri}", "no such bucket", "check the URI and the endpoint; gracl makes no buckets"
+                )
+            ) from error
+        # A store's package has errors of its own (botocore's are no OSErrors); a plain TypeError is our mistake.
+        foreign = isinstance(error, OSError) or type(error).__module__ not in ("builtins", "gracl.errors")
+        if isinstance(error, FileNotFoundError) or not foreign:
+            raise
+        raise _refused(uri, error) from error
+
+
+def require_arrow(uri: str) -> None:
+    """Refuses an object store that pyarrow does not reach: Ray Train writes checkpoints through it.
+
+    It is told less than fsspec's packages: of an endpoint only by environment variables, not by `~/.aws/config`.
+
+    Raises:
+        StorageError: with what pyarrow said.
+    """
+    if not _is_object_store(uri):
+        return
+    try:
+        fs, path = FileSystem.from_uri(uri)
+        fs.get_file_info(path)
+    except (OSError, ArrowException) as error:
+        advice = "give endpoint, region and keys as environment variables, on every node (docs/operations.md)"
+        raise StorageError(expected(f"a store that pyarrow reaches at {uri}", error, advice)) from error
+
+
+def _says_no_bucket(error: Exception) -> bool:
+    """Whether S3 itself said so: s3fs makes the same FileNotFoundError of it as of a missing key."""
+    said = getattr(error.__cause__, "response", None) if isinstance(error, FileNotFoundError) else None
+    return isinstance(said, dict) and said.get("Error", {}).get("Code") == "NoSuchBucket"
+
+
+def _refused(uri: str, error: Exception) -> StorageError:
+    closed = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+    advice = "check the credentials and what they allow" if closed else "check the endpoint and the network, try again"
+    came = f"{type(error).__name__}: {error}"
+    return StorageError(expected(f"a store that {'lets us in' if closed else 'answers'} at {uri}", came, advice))
 
 
 def local_path(uri: str) -> Path:
@@ -83,13 +152,26 @@ def parent(uri: str) -> str:
 def exists(uri: str) -> bool:
     """Whether there is a file or a folder at the URI."""
     fs, path = locate(uri)
-    return bool(fs.exists(path))
+    return bool(fs.exists(path)) if is_local(uri) else _description(uri, fs, path) is not None
 
 
 def is_folder(uri: str) -> bool:
     """Whether there is a folder at the URI; on an object store, whether anything lies under it."""
     fs, path = locate(uri)
-    return bool(fs.isdir(path))
+    with answered(uri):
+        found = bool(fs.isdir(path))
+    if not found and not is_local(uri):
+        _description(uri, fs, path)  # says so where the bucket itself is missing
+    return found
+
+
+def _description(uri: str, fs: Any, path: str) -> dict[str, Any] | None:
+    """What a far store says of a file or folder; None where there is none."""
+    try:
+        with answered(uri):
+            return dict(fs.info(path))
+    except FileNotFoundError:
+        return None
 
 
 def stamp_of(info: dict[str, Any]) -> str:
@@ -105,30 +187,36 @@ def version_of(uri: str) -> tuple[int, str] | None:
         except FileNotFoundError:
             return None
         return status.st_size, f"{status.st_mtime_ns}-{status.st_ino}"
-    fs, path = locate(uri)
-    if not fs.exists(path):
-        return None
-    info = fs.info(path)
-    return int(info["size"]), stamp_of(info)
+    info = _description(uri, *locate(uri))
+    return None if info is None else (int(info["size"]), stamp_of(info))
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole content of one file."""
     fs, path = locate(uri)
-    return bytes(fs.cat_file(path))
+    with answered(uri):
+        return bytes(fs.cat_file(path))
 
 
 def read_many(root: str, paths: Sequence[str]) -> list[bytes | Exception]:
     """The contents of files under a root, in order; for a file that cannot be read, the exception instead.
 
     A remote store is asked for all at once (fsspec does it concurrently where the store can).
+
+    Raises:
+        StorageError: the store does not answer. That is no fault of the file, so nobody may take it for one.
     """
     if is_local(root):
         return [_read_local(local_path(root) / path) for path in paths]
     fs, base = locate(root)
     keys = [f"{base.rstrip('/')}/{path}" for path in paths]
     # Not fs.cat, which takes names with brackets or stars for patterns.
-    return list(fs.cat_ranges(keys, None, None, on_error="return"))
+    contents = list(fs.cat_ranges(keys, None, None, on_error="return"))
+    for content in contents:
+        if isinstance(content, Exception) and not isinstance(content, PermissionError):
+            with answered(root), suppress(FileNotFoundError):
+                raise content
+    return contents
 
 
 def _read_local(path: Path) -> bytes | Exception:
@@ -146,8 +234,9 @@ def write_bytes(uri: str, content: bytes | memoryview) -> None:
     """
     if not is_local(uri):
         fs, path = locate(uri)
-        fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        fs.pipe_file(path, bytes(content))
+        with answered(uri):
+            _make_folder(uri, fs, path)
+            fs.pipe_file(path, bytes(content))
         return
     target = local_path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -162,6 +251,12 @@ def write_bytes(uri: str, content: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _make_folder(uri: str, fs: Any, path: str) -> None:
+    """The folder of a far file. Object stores have none, and s3fs would make the bucket instead, misspelt or not."""
+    if not _is_object_store(uri):
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
+
+
 def temporary_name(name: str) -> str:
     """A name that no other process uses; it starts with a dot, so that nobody takes it for data."""
     return f".{name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -174,25 +269,30 @@ def move(source: str, target: str) -> None:
         os.makedirs(posixpath.dirname(path), exist_ok=True)
         os.replace(locate(source)[1], path)
         return
-    fs.makedirs(posixpath.dirname(path), exist_ok=True)
-    fs.cp_file(locate(source)[1], path)
-    fs.rm_file(locate(source)[1])
+    with answered(target):
+        _make_folder(target, fs, path)
+        fs.cp_file(locate(source)[1], path)
+        fs.rm_file(locate(source)[1])
 
 
 def remove(uri: str) -> None:
     """Removes a file, or a folder with all in it; nothing happens where there is none."""
     fs, path = locate(uri)
-    if fs.exists(path):
-        fs.rm(path, recursive=bool(fs.isdir(path)))
+    if exists(uri):
+        with answered(uri):
+            fs.rm(path, recursive=bool(fs.isdir(path)))
 
 
 def names_in(uri: str) -> list[str]:
     """The sorted names of what lies directly in a folder; empty where there is no folder."""
     fs, path = locate(uri)
     fs.invalidate_cache()
-    if not fs.isdir(path):
+    if not is_folder(uri):
         return []
-    return sorted(posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False))
+    with answered(uri):
+        names = [name.rstrip("/") for name in fs.ls(path, detail=False)]
+    # An empty object with the folder's own name marks a folder that pyarrow made, and is listed in it.
+    return sorted(posixpath.basename(name) for name in names if name != path)
 
 
 def sha256_of(path: Path) -> str:

@@ -81,6 +81,7 @@ def prepare(config: TrainConfig) -> Run:
     if "/" in name:
         raise ConfigError(expected("a name without '/'", name, "choose the folder with runs="))
     recipe = config.recipe() | {f"data.{role}_digest": digest for role, digest in _digests(config, manifests).items()}
+    storage.require_arrow(runs)
     record_uri = storage.join(runs, name, RECORD)
     saved = json.loads(storage.read_bytes(record_uri)) if storage.exists(record_uri) else {}
     if saved:

@@ -19,7 +19,7 @@ from numpy import ndarray
 from ray import ObjectRef
 from ray.train.collective import broadcast_from_rank_zero
 
-from gracl.errors import GraclError
+from gracl.errors import GraclError, StorageError
 from gracl.images.batches import MappedBatches
 from gracl.images.plans import identity_plan
 from gracl.images.views import eval_view, train_view
@@ -112,12 +112,14 @@ def train_worker(job: Job) -> None:
     """The function that Ray Train runs on every rank.
 
     A refusal of ours (`GraclError`) would come back after a restart, so it is posted on the board for the driver, and
-    the group that Ray restarts ends at once.
+    the group that Ray restarts ends at once. A store that does not answer may answer then, so that is no such refusal.
     """
     if ray.get(job.board.refusal.remote()) is not None:
         return
     try:
         _train(job)
+    except StorageError:
+        raise
     except GraclError as error:
         ray.get(job.board.refuse.remote(error))
         raise

@@ -87,7 +87,9 @@ def _remote_files(root: str, folder: str, recursive: bool) -> Iterator[RawFile]:
     fs, base = storage.locate(root)
     fs.invalidate_cache()  # a listing from before would hide that the folder is being written
     place = f"{base.rstrip('/')}/{folder}".rstrip("/")
-    for name, info in fs.find(place, maxdepth=None if recursive else 1, detail=True).items():
+    with storage.answered(root):
+        found = fs.find(place, maxdepth=None if recursive else 1, detail=True)
+    for name, info in found.items():
         if not name.endswith("/"):
             path = name[len(base.rstrip("/")) + 1 :]
             yield RawFile(inside(path), int(info["size"]), storage.stamp_of(info))

@@ -98,10 +98,10 @@ def test_unknown_scheme_is_a_clear_error() -> None:
         storage.locate("nowhere://x")
 
 
-@pytest.mark.skipif(util.find_spec("s3fs") is not None, reason="s3fs is installed, so nothing is missing")
+@pytest.mark.skipif(util.find_spec("gcsfs") is not None, reason="gcsfs is installed, so nothing is missing")
 def test_missing_package_names_the_extra() -> None:
-    with pytest.raises(ConfigError, match=r"pip install 'gracl\[s3\]'"):
-        storage.locate("s3://bucket/x")
+    with pytest.raises(ConfigError, match=r"pip install 'gracl\[gs\]'"):
+        storage.locate("gs://bucket/x")
 
 
 def test_two_processes_never_take_one_temporary_name() -> None:

@@ -8,7 +8,7 @@ import pytest
 import ray
 import torch
 
-from gracl.errors import ClusteringCollapsed
+from gracl.errors import ClusteringCollapsed, StorageError
 from gracl.images.batches import MappedBatches
 from gracl.images.manifests import read_manifest
 from gracl.images.plans import identity_plan
@@ -133,15 +133,16 @@ def test_a_refusal_is_posted_for_the_driver_and_raised(monkeypatch):
     assert board.refusals == [refusal]
 
 
-def test_an_accident_is_raised_for_ray_train_and_not_posted(monkeypatch):
+@pytest.mark.parametrize("accident", [OSError("a disk"), StorageError("a disk that is a bucket")])
+def test_an_accident_is_raised_for_ray_train_and_not_posted(monkeypatch, accident):
     monkeypatch.setattr(ray, "get", lambda answer: answer)
     board = FakeBoard()
 
     def breaks(job: Any) -> None:
-        raise OSError("a disk")
+        raise accident
 
     monkeypatch.setattr(worker, "_train", breaks)
-    with pytest.raises(OSError, match="a disk"):
+    with pytest.raises(type(accident), match="a disk"):
         train_worker(job_with(board))
     assert board.refusals == []
 

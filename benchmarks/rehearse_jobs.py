@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -115,6 +116,7 @@ def local_cluster(*, nodes: int = 3, cpus: int = 2, store_mb: int = 200) -> Iter
     finally:
         for raylet in reversed(cluster.raylets):
             _stop(raylet)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def free_ports(many: int) -> list[int]:

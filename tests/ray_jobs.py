@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mlflow import MlflowClient
 from ray.train import UserCallback
 
 from gracl.errors import ImageError
@@ -35,11 +36,20 @@ def most_at_once(job: tuple[str, int]) -> int:
 
 
 class KillAfterFirstEpoch(UserCallback):
-    """Kills a process of this machine once an epoch has been reported; heard after MLflow's callback."""
+    """Kills an MLflow server of this machine once it has the first epoch of a run of that name."""
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self, pid: int, uri: str, name: str) -> None:
+        self._pid, self._uri, self._name = pid, uri, name
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         if metrics[0]["epoch"] == 1:
+            deadline = time.monotonic() + 60
+            while not self._there() and time.monotonic() < deadline:
+                time.sleep(0.2)
             os.killpg(self._pid, signal.SIGKILL)
+
+    def _there(self) -> bool:
+        client = MlflowClient(self._uri)
+        known = [one.experiment_id for one in client.search_experiments()]
+        found = client.search_runs(known, filter_string=f"attributes.run_name = '{self._name}'")
+        return any("epoch" in run.data.metrics for run in found)

@@ -1,6 +1,7 @@
 """Writes to MLflow that wait for a server which is away, and hold up nobody."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -9,10 +10,24 @@ from queue import SimpleQueue
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 LOG = logging.getLogger("gracl.tracking")
 
 Write = Callable[[MlflowClient], Any]
+
+
+def leave_retries_to_us() -> None:
+    """MLflow's client would ask a server that is away for four minutes, in the thread that calls it."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a server answered and will not take it, however often it is asked."""
+    if not isinstance(error, MlflowException):
+        return False
+    code = error.get_http_status_code()
+    return 400 <= code < 500 and code not in (408, 429)
 
 
 @dataclass
@@ -23,7 +38,7 @@ class _Kept:
 
 
 class Buffer:
-    """Writes in order, from a thread of its own; each is tried again until MLflow takes it.
+    """Writes in order, from a thread of its own; each is tried again until MLflow takes it, or refuses it for good.
 
     What is still kept when the process ends is lost, so whoever can must look at the end what MLflow lacks.
 
@@ -34,6 +49,7 @@ class Buffer:
     """
 
     def __init__(self, uri: str, *, patience: float = 5.0, pause: float = 2.0) -> None:
+        leave_retries_to_us()
         self._uri, self._patience, self._pause = uri, patience, pause
         self._kept = SimpleQueue[_Kept]()
         self._last: _Kept | None = None
@@ -60,6 +76,9 @@ class Buffer:
         try:
             kept.write(MlflowClient(self._uri))
         except Exception as error:  # a server that is away, busy, or full: whatever it is, training goes on
+            if is_refusal(error):
+                LOG.exception("MLflow at %s refuses %s; the run's folder holds it", self._uri, kept.what)
+                return True
             if tries:
                 LOG.warning("MLflow at %s still does not take %s: %s", self._uri, kept.what, error)
             else:

@@ -16,7 +16,7 @@ from gracl.idle import idle
 from gracl.images import storage
 from gracl.runtime.findings import report
 from gracl.runtime.grid import Trial, grid, runs_of
-from gracl.runtime.many import begin_parent, demand_of, leave, prepared
+from gracl.runtime.many import begin_parent, demand_of, leave, prepared, tell_rest_of
 from gracl.runtime.runs import latest_epoch
 from gracl.runtime.session import session
 from gracl.runtime.terminal import say
@@ -48,6 +48,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         with session(demand_of([one.config for one in pending], config.concurrent)) if pending else nullcontext():
             parent = begin(config, uri)
             with closing(uri, parent):
+                tell_rest_of([trial.config for trial in trials if trial not in pending], uri)
                 how: dict[str, Any] = {"metric": config.metric, "concurrent": config.concurrent, "out": out}
                 failures = learn(under(pending, parent), **how) if pending else {}
                 failures |= {name: "it ended without a record" for name in unrecorded(pending, config.metric, failures)}

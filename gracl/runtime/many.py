@@ -15,7 +15,7 @@ from gracl.images import storage
 from gracl.runtime.runs import RECORD, Run, prepare
 from gracl.runtime.session import Demand
 from gracl.runtime.tracking import attempt, nesting, reopen_run, start_run
-from gracl.runtime.train import demand
+from gracl.runtime.train import demand, tell_rest
 from gracl.sections import Tracking
 
 # Of what Tune reserves for a trial, since it knows no trial that reserves nothing.
@@ -75,6 +75,15 @@ def leave(configs: Sequence[TrainConfig], uri: str) -> None:
         saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
         if saved and saved["finished"] < config.epochs:
             attempt(uri, partial(_close, saved["mlflow_run_id"]), f"that {config.name} was stopped")
+
+
+def tell_rest_of(configs: Sequence[TrainConfig], uri: str) -> None:
+    """MLflow hears of trainings that are done what it did not take at their ends, because it was away."""
+    for config in configs:
+        place = storage.join(config.runs, config.name, RECORD)
+        saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+        if not saved.get("told", True) and saved["finished"] >= config.epochs:
+            tell_rest(prepare(config), uri)
 
 
 def _close(run_id: str, client: MlflowClient) -> None:

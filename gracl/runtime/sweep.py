@@ -25,7 +25,7 @@ from gracl.experiments import TuneConfig
 from gracl.idle import idle
 from gracl.images import storage
 from gracl.runtime.grid import runs_of
-from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave, prepared
+from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave, prepared, tell_rest_of
 from gracl.runtime.points import Values, base_of, check_sweep, corners, distributions, name_of, points, told
 from gracl.runtime.runs import RECORD
 from gracl.runtime.session import Demand, interruptible, session
@@ -73,6 +73,7 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
         with session(_demand(swept, left)) if left else nullcontext():
             parent = _begin(config, what, uri)
             with closing(uri, parent):
+                tell_rest_of([swept.training(one.values) for one in known.values() if one.state == "done"], uri)
                 if left:
                     tried = config.model_copy(
                         update={"tracking": config.tracking.model_copy(update={"parent": parent})}

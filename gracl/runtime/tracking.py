@@ -22,13 +22,13 @@ import ray
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException, RestException
+from mlflow.exceptions import MlflowException
 from ray.train import UserCallback
 
 import gracl
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
-from gracl.runtime.buffering import Buffer, Write
+from gracl.runtime.buffering import Buffer, Write, is_refusal, leave_retries_to_us
 from gracl.runtime.terminal import say
 
 # Beside its figures an epoch's report to Ray Train brings these.
@@ -110,6 +110,7 @@ def start_run(
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    leave_retries_to_us()
     client = MlflowClient(uri)
     found = _reached(uri, wait_s, lambda: client.get_experiment_by_name(experiment))
     where = artifacts if uri.startswith("sqlite:") else None  # a server knows its own place for artifacts
@@ -130,10 +131,12 @@ def _reached(uri: str, wait_s: float, ask: Callable[[], Any]) -> Any:
         try:
             return ask()
         except MlflowException as error:
-            answered = isinstance(error, RestException) and error.get_http_status_code() < 500
+            answered = is_refusal(error) or "not in a valid JSON format" in str(error)  # somebody else's page
             left = begun + wait_s - time.monotonic()
             if answered or not uri.startswith("http") or left <= 0:
-                what = expected(f"an MLflow server at {uri}", _first_line(error), "start it, or mend tracking.uri")
+                what = expected(
+                    f"an MLflow server at {uri}", _first_line(error), "start it, or mend tracking.uri (or keys)"
+                )
                 raise ConfigError(what) from error
         say(f"MLflow at {uri} does not answer; waiting for it, {left:.0f} s at most")
         time.sleep(min(pause, left))
@@ -227,11 +230,11 @@ def as_metrics(figures: Mapping[str, float]) -> list[Metric]:
     ]
 
 
-def mend(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> list[int]:
+def mend(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> list[int] | None:
     """Writes the epochs that MLflow does not have, from the run's own history: it may have been away.
 
     Returns:
-        The epochs that were missing and are there now. Nothing fails where MLflow is away still: that is logged.
+        The epochs that were missing and are there now; None where MLflow did not take them: that is logged.
     """
     missing: list[int] = []
 
@@ -242,8 +245,7 @@ def mend(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> list[
                 client.log_batch(run_id, metrics=as_metrics(figures))
                 missing.append(int(figures["epoch"]))
 
-    attempt(uri, write, "the epochs that it lacks")
-    return missing
+    return missing if attempt(uri, write, "the epochs that it lacks") else None
 
 
 def complete(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> bool:

@@ -58,11 +58,11 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
             say(f"run {run.name} in {run.folder}; Ctrl-C stops it, name={run.name} resumes it")
             with closing(uri, run.record["mlflow_run_id"]):
                 learn(run, uri, callbacks)
-                leave_files(run, uri)
+                left = leave_files(run, uri)
     except KeyboardInterrupt:
         say(f"stopped; the epochs that are done are kept. To go on, run the same command with name={run.name}")
         raise
-    told = complete(uri, run.record["mlflow_run_id"], history_of(run))
+    told = left and complete(uri, run.record["mlflow_run_id"], history_of(run))
     run = record(run, finished=config.epochs, told=told)
     if not told:
         say(f"MLflow at {uri} has not taken all of this run; once it is back, the same command tells it the rest")
@@ -72,25 +72,26 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
 def tell_rest(run: Run, uri: str) -> Run:
     """Tells MLflow of a run that is done what it did not take at its end, because it was away."""
     with closing(uri, run.record["mlflow_run_id"]):
-        leave_files(run, uri)
-    return record(run, told=complete(uri, run.record["mlflow_run_id"], history_of(run)))
+        left = leave_files(run, uri)
+    return record(run, told=left and complete(uri, run.record["mlflow_run_id"], history_of(run)))
 
 
-def leave_files(run: Run, uri: str) -> None:
-    """The epochs that MLflow lacks, the settings, and the pictures that lie in the run's folder."""
+def leave_files(run: Run, uri: str) -> bool:
+    """The epochs that MLflow lacks, the settings, the pictures that lie in the run's folder; whether it took all."""
     run_id, settings = run.record["mlflow_run_id"], run.config.model_dump(mode="json")
     if not attempt(uri, lambda client: client.get_run(run_id), "a first question at the end"):
-        return  # each of the others would wait for it as long
+        return False  # each of the others would wait for it as long
     late = mend(uri, run_id, history_of(run))
     if late:
         say(f"MLflow was away: epochs {', '.join(map(str, late))} were written to it at the end")
-    attempt(uri, lambda client: client.log_dict(run_id, settings, "config.yaml"), "the settings")
+    taken = attempt(uri, lambda client: client.log_dict(run_id, settings, "config.yaml"), "the settings")
     picture = storage.join(run.folder, PICTURE)
     if storage.exists(picture):
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, PICTURE)
             copy.write_bytes(storage.read_bytes(picture))
-            attempt(uri, lambda client: client.log_artifact(run_id, str(copy)), PICTURE)
+            taken &= attempt(uri, lambda client: client.log_artifact(run_id, str(copy)), PICTURE)
+    return taken and late is not None
 
 
 def demand(config: TrainConfig) -> Demand:

@@ -59,7 +59,7 @@ def test_a_run_ends_well_without_its_server_and_the_same_command_tells_the_rest(
     uri = f"http://127.0.0.1:{port}"
     config = toy_config(toy_shards, tmp_path / "runs", name="told", epochs=EPOCHS, tracking__uri=uri)
     with server(tmp_path, port) as pid:
-        result = train(config, callbacks=[KillAfterFirstEpoch(pid)])
+        result = train(config, callbacks=[KillAfterFirstEpoch(pid, uri, "told")])
         assert not answers(port), "the server was not killed: this run proves nothing"
     assert result["epochs"] == EPOCHS
     assert "once it is back, the same command tells it the rest" in said[-1]

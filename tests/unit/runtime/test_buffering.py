@@ -2,6 +2,9 @@ import logging
 import threading
 import time
 
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
 from gracl.runtime.buffering import Buffer
 
 
@@ -27,6 +30,28 @@ class Server:
 URI = "http://127.0.0.1:9"  # nobody asks there: the writes of these tests do not
 
 
+def asked(server: Server) -> bool:
+    """Whether the server is asked within ten seconds."""
+    deadline = time.monotonic() + 10
+    while not server.asked and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return server.asked > 0
+
+
+def test_what_a_server_refuses_for_good_is_said_and_holds_nothing_up(caplog):
+    def refused(client: object) -> None:
+        raise MlflowException("no such run", error_code=RESOURCE_DOES_NOT_EXIST)
+
+    server, buffer = Server(there=True), Buffer(URI, pause=60.0)
+    with caplog.at_level(logging.WARNING, logger="gracl.tracking"):
+        buffer.put(refused, "the figures of epoch 1")
+        buffer.put(server.writing("two"), "two")
+    assert server.taken == ["two"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"MLflow at {URI} refuses the figures of epoch 1; the run's folder holds it"
+    ]
+
+
 def test_with_a_server_that_answers_a_write_is_done_on_return():
     server, buffer = Server(there=True), Buffer(URI)
     for what in ("one", "two", "three"):
@@ -40,6 +65,7 @@ def test_what_a_server_did_not_take_while_it_was_away_it_gets_in_order_and_once(
     with caplog.at_level(logging.WARNING, logger="gracl.tracking"):
         for name in names:
             buffer.put(server.writing(name, last=name == names[-1]), f"number {name}")
+            assert asked(server)
         assert server.taken == []
         server.there = True
         assert server.all_taken.wait(10)
@@ -52,6 +78,7 @@ def test_what_a_server_did_not_take_while_it_was_away_it_gets_in_order_and_once(
 def test_behind_a_write_that_waits_nobody_waits():
     server, buffer = Server(there=False), Buffer(URI, patience=0.2, pause=60.0)
     buffer.put(server.writing("first"), "first")
+    assert asked(server)
     begun = time.monotonic()
     for _ in range(100):
         buffer.put(server.writing("later"), "later")

@@ -1,5 +1,7 @@
 import json
 import logging
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,26 @@ def test_a_server_that_does_not_answer_at_the_start_is_waited_for_and_then_refus
     assert f"MLflow at {DEAD} does not answer; waiting for it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("page", [b"<html>who are you?</html>", b"{}"])
+def test_a_server_that_is_no_mlflow_or_lets_nobody_in_is_not_waited_for(page, monkeypatch, capsys):
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if page.startswith(b"<") else 401)
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *words):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(ConfigError, match="an MLflow server at"):
+            start_run(uri, experiment="e", name="n", artifacts="", parameters={}, tags={}, wait_s=300.0)
+        server.shutdown()
+    assert "waiting" not in capsys.readouterr().err
+
+
 def test_the_data_stands_among_the_inputs(client, run_id):
     (given,) = client.get_run(run_id).inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("train", "f" * 36)
@@ -172,7 +194,7 @@ def test_epochs_that_mlflow_did_not_hear_of_are_written_at_the_end(client, uri, 
 
 def test_nothing_fails_where_mlflow_is_away_still(impatient, caplog):
     with caplog.at_level(logging.ERROR, logger="gracl.tracking"):
-        assert mend(DEAD, "run", [{"epoch": 1.0}]) == []
+        assert mend(DEAD, "run", [{"epoch": 1.0}]) is None
     assert "did not take the epochs that it lacks" in said(caplog)[0]
 
 

@@ -15,9 +15,10 @@ demo: $(READY)  ## a synthetic world, learnt without labels on Ray; about five m
 	$(BIN)/python pipelines/ingest.py layout=market1501 raw=$(WORLD) out=$(SHARDS)
 	$(BIN)/python pipelines/train.py pipelines/presets/demo.yaml data.root=$(SHARDS) runs=demo/runs name=demo
 
-test: $(READY)  ## every test that this machine can run; those with Ray in a process of their own
+test: $(READY)  ## every test that this machine can run; those with Ray, and those with servers, in processes of their own
 	$(BIN)/python -m pytest -m "not ray"
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m "ray and not services"
+	$(BIN)/python -m pytest -m services
 
 test-pure: $(READY)  ## only what needs no Ray: under a minute
 	$(BIN)/python -m pytest -m "not ray" tests/unit tests/architecture tests/local

@@ -135,7 +135,14 @@ def _start(cluster: LocalCluster, *options: str) -> None:
     with log:
         raylet = subprocess.Popen(
             # A folder for each, as on machines of their own: raylets that share one unpack a job over each other.
-            ["ray", "start", *options, f"--temp-dir={cluster.home}/{len(cluster.raylets)}"],
+            # And a port for the agent that begins jobs: another Ray of this machine may have the usual one.
+            [
+                "ray",
+                "start",
+                *options,
+                f"--temp-dir={cluster.home}/{len(cluster.raylets)}",
+                f"--dashboard-agent-listen-port={free_ports(1)[0]}",
+            ],
             cwd=ROOT,
             env=dict(cluster.environment),
             stdout=log,

@@ -10,7 +10,7 @@ from benchmarks.rehearse_jobs import LocalCluster, json_in, local_cluster, submi
 from gracl.runtime.runs import latest_epoch
 from tests.toy import TOY
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 
 EPOCHS = 200  # more than there is time for: the job is to be stopped
 

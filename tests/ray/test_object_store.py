@@ -22,7 +22,7 @@ from tests.local.test_fit import assert_same_run
 from tests.s3 import BUCKET, serving
 from tests.toy import toy_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.slow]
 
 STORE = f"s3://{BUCKET}/work"
 SHARDS, RUNS = f"{STORE}/shards", f"{STORE}/runs"

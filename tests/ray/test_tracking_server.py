@@ -17,7 +17,7 @@ from gracl.runtime.train import train
 from tests.ray_jobs import KillAfterFirstEpoch
 from tests.toy import TOY, toy_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.slow]
 
 EPOCHS = 3
 

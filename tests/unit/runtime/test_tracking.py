@@ -153,11 +153,13 @@ def test_a_server_that_does_not_answer_at_the_start_is_waited_for_and_then_refus
     assert f"MLflow at {DEAD} does not answer; waiting for it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", [b"<html>who are you?</html>", b"{}"])
-def test_a_server_that_is_no_mlflow_or_lets_nobody_in_is_not_waited_for(page, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("code", "page"), [(200, b"<html>another server</html>"), (401, b"You are not authenticated.")]
+)
+def test_a_server_that_is_no_mlflow_or_lets_nobody_in_is_not_waited_for(code, page, capsys):
     class Page(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200 if page.startswith(b"<") else 401)
+            self.send_response(code)
             self.end_headers()
             self.wfile.write(page)
 

@@ -227,7 +227,7 @@ def wait_until(there: Callable[[], bool], seconds: float) -> bool:
     while not there():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.5)
+        time.sleep(0.05)
     return True
 
 
@@ -237,11 +237,11 @@ def rehearse(cluster: LocalCluster, shards: Path, runs: Path, started: float) ->
         cluster, {str(shards): "SHARDS", str(runs): "RUNS", str(ROOT): "PROJECT", str(cluster.home): "HOME"}
     )
     train = ["python", "pipelines/train.py", "pipelines/presets/demo.yaml", f"data.root={shards}", f"runs={runs}"]
-    train += ["scale.workers=2", "epochs=3", "eval_every=3", "sampling.steps=8", "name=job"]
+    train += ["scale.workers=2", "epochs=3", "eval_every=3", "sampling.steps=8"]
     note.say(f"A head and two raylets were there after {started:.0f} s.")
     note.run("ray", "status", last=20)
     note.say("Submit, without waiting; look; follow until an epoch is kept.")
-    note.run(*submit("first", *train, options=["--no-wait"]))
+    note.run(*submit("first", *train, "name=job", options=["--no-wait"]))
     kept = wait_until((runs / "job" / "epoch-0001").exists, 400)
     note.run("ray", "job", "status", "first", last=2)
     note.run("ray", "job", "logs", "first", last=8)
@@ -251,17 +251,17 @@ def rehearse(cluster: LocalCluster, shards: Path, runs: Path, started: float) ->
     note.run("ray", "list", "actors", "--filter", "state=ALIVE", last=6)
     note.run("ray", "status", last=8)
     note.say("Submit the same command under another job: the run goes on.")
-    note.run(*submit("second", *train), timeout=590, last=16)
+    note.run(*submit("second", *train, "name=job"), timeout=590, last=16)
     note.run("ray", "job", "status", "second", last=2)
     note.say("Refused before it starts, and failed in the middle: both are FAILED jobs.")
-    note.run(*submit("refused", *train[:-1], "name=refused", "data.query=nosuch"), last=6)
-    note.run(*submit("failed", *train[:-1], "name=failed", "optim.rate=1e30"), timeout=590, last=6)
+    note.run(*submit("refused", *train, "name=refused", "data.query=nosuch"), last=6)
+    note.run(*submit("failed", *train, "name=failed", "optim.rate=1e30"), timeout=590, last=6)
     for name in ("refused", "failed"):
         note.run("ray", "job", "status", name, last=2)
     for form in ("pip", "uv"):
         note.say(f"With an environment that Ray makes by {form} on each node.")
         wanted = [f"--runtime-env=deploy/runtime_env_{form}.yaml"]
-        note.run(*submit(form, *train[:-1], f"name={form}", "epochs=1", options=wanted), timeout=590, last=6)
+        note.run(*submit(form, *train, f"name={form}", "epochs=1", options=wanted), timeout=590, last=6)
     note.run("ray", "list", "actors", "--filter", "state=ALIVE", last=6)
     return note.parts
 
@@ -269,6 +269,8 @@ def rehearse(cluster: LocalCluster, shards: Path, runs: Path, started: float) ->
 def main() -> None:
     """Rehearses and writes the transcript."""
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if {*options} != {"shards", "runs", "out"}:
+        raise SystemExit(f"expected shards=, runs= and out=; came {' '.join(sys.argv[1:])}; see the head of this file")
     shards, runs = Path(options["shards"]).absolute(), Path(options["runs"]).absolute()
     begun = time.monotonic()
     with local_cluster() as cluster:

@@ -17,9 +17,10 @@ LOG = logging.getLogger("gracl.tracking")
 Write = Callable[[MlflowClient], Any]
 
 
-def leave_retries_to_us() -> None:
-    """MLflow's client would ask a server that is away for four minutes, in the thread that calls it."""
+def client_of(uri: str) -> MlflowClient:
+    """MLflow's client; by itself it asks a server that is away for four minutes, and trying again is our business."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    return MlflowClient(uri)
 
 
 def is_refusal(error: Exception) -> bool:
@@ -49,7 +50,6 @@ class Buffer:
     """
 
     def __init__(self, uri: str, *, patience: float = 5.0, pause: float = 2.0) -> None:
-        leave_retries_to_us()
         self._uri, self._patience, self._pause = uri, patience, pause
         self._kept = SimpleQueue[_Kept]()
         self._last: _Kept | None = None
@@ -74,7 +74,7 @@ class Buffer:
 
     def _written(self, kept: _Kept, tries: int) -> bool:
         try:
-            kept.write(MlflowClient(self._uri))
+            kept.write(client_of(self._uri))
         except Exception as error:  # a server that is away, busy, or full: whatever it is, training goes on
             if is_refusal(error):
                 LOG.exception("MLflow at %s refuses %s; the run's folder holds it", self._uri, kept.what)

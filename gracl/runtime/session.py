@@ -100,7 +100,6 @@ def quieten() -> None:
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint counts once the controller has polled it
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is away must not hold the controller for minutes
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # cold nodes import torch for longer than Ray's 60 s
     }.items():
         os.environ.setdefault(name, value)

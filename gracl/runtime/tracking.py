@@ -28,7 +28,7 @@ from ray.train import UserCallback
 import gracl
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
-from gracl.runtime.buffering import Buffer, Write, is_refusal, leave_retries_to_us
+from gracl.runtime.buffering import Buffer, Write, client_of, is_refusal
 from gracl.runtime.terminal import say
 
 # Beside its figures an epoch's report to Ray Train brings these.
@@ -110,8 +110,7 @@ def start_run(
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    leave_retries_to_us()
-    client = MlflowClient(uri)
+    client = client_of(uri)
     found = _reached(uri, wait_s, lambda: client.get_experiment_by_name(experiment))
     where = artifacts if uri.startswith("sqlite:") else None  # a server knows its own place for artifacts
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=where)
@@ -248,7 +247,7 @@ def mend(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> list[
     return missing if attempt(uri, write, "the epochs that it lacks") else None
 
 
-def complete(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> bool:
+def is_complete(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> bool:
     """Whether MLflow has a run as done, with its last epoch; false where it does not answer."""
     seen: list[bool] = []
 
@@ -262,7 +261,7 @@ def complete(uri: str, run_id: str, history: Sequence[Mapping[str, float]]) -> b
 def attempt(uri: str, write: Write, what: str) -> bool:
     """Writes to MLflow; what it does not take is logged, and nothing fails. Whether it took it."""
     try:
-        write(MlflowClient(uri))
+        write(client_of(uri))
     except Exception:
         LOG.exception("MLflow at %s did not take %s; the run's folder holds it", uri, what)
         return False

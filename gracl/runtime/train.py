@@ -23,7 +23,7 @@ from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
 from gracl.runtime.terminal import say, watching
-from gracl.runtime.tracking import MlflowCallback, attempt, closing, complete, mend, tracking_uri
+from gracl.runtime.tracking import MlflowCallback, attempt, closing, is_complete, mend, tracking_uri
 from gracl.runtime.worker import Job, Lesson, Source, train_worker
 
 
@@ -58,22 +58,20 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
             say(f"run {run.name} in {run.folder}; Ctrl-C stops it, name={run.name} resumes it")
             with closing(uri, run.record["mlflow_run_id"]):
                 learn(run, uri, callbacks)
-                left = leave_files(run, uri)
     except KeyboardInterrupt:
         say(f"stopped; the epochs that are done are kept. To go on, run the same command with name={run.name}")
         raise
-    told = left and complete(uri, run.record["mlflow_run_id"], history_of(run))
-    run = record(run, finished=config.epochs, told=told)
-    if not told:
-        say(f"MLflow at {uri} has not taken all of this run; once it is back, the same command tells it the rest")
-    return conclude(run, uri)
+    return conclude(tell_rest(record(run, finished=config.epochs, told=False), uri), uri)
 
 
 def tell_rest(run: Run, uri: str) -> Run:
-    """Tells MLflow of a run that is done what it did not take at its end, because it was away."""
+    """Tells MLflow of a run that is done what it does not have yet; the record says whether it has all now."""
     with closing(uri, run.record["mlflow_run_id"]):
         left = leave_files(run, uri)
-    return record(run, told=left and complete(uri, run.record["mlflow_run_id"], history_of(run)))
+    told = left and is_complete(uri, run.record["mlflow_run_id"], history_of(run))
+    if not told:
+        say(f"MLflow at {uri} has not taken all of this run; once it is back, the same command tells it the rest")
+    return record(run, told=told)
 
 
 def leave_files(run: Run, uri: str) -> bool:

@@ -136,7 +136,7 @@ def _train(job: Job) -> None:
     encoder, criterion, optimizer = build(replace(job.lesson, encoder={**job.lesson.encoder, **first}), device)
     progress = throttled(job.board) if ranks.rank == 0 else silent
     cameras = ray.get(job.lesson.cameras[0]) if job.lesson.cameras else None
-    watched = NodeMonitor(f"node{context.get_node_rank()}") if context.get_local_rank() == 0 else None
+    monitor = NodeMonitor(f"node{context.get_node_rank()}") if context.get_local_rank() == 0 else None
     fit(
         state or TrainState.fresh(encoder, job.recipe, height=job.source.height, width=job.source.width),
         encoder=encoder,
@@ -154,7 +154,7 @@ def _train(job: Job) -> None:
         ranks=ranks,
         planner=plan_picks(job.lesson, cameras),
         rate=rate_at(job.lesson),
-        reporter=partial(report_epoch, job.board, ranks.rank, watched.taken if watched else dict),
+        reporter=partial(report_epoch, job.board, ranks.rank, monitor.taken if monitor else dict),
         progress=progress,
         splits=job.splits,
         **job.lesson.fit,

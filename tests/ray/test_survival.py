@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from benchmarks.local_twin import learn
+from benchmarks.rehearse_jobs import wait_until
 from gracl.learning.checkpoint import load_state
 from gracl.runtime.train import train
 from tests.local.test_fit import assert_same_run
@@ -39,16 +39,6 @@ def unbroken(toy_shards):
     return learn(toy_config(toy_shards, epochs=EPOCHS))
 
 
-def wait_for(what: Callable[[], object], seconds: float) -> bool:
-    """Whether something has come true within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not what():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 def kept(folder: Path, epoch: int) -> Path:
     return folder / f"epoch-{epoch:04d}" / "state.pt"
 
@@ -66,7 +56,7 @@ class Killer(threading.Thread):
         self._state, self.killed = kept(folder, epoch), None
 
     def run(self) -> None:
-        if wait_for(self._state.exists, 120):
+        if wait_until(self._state.exists, 120):
             (rank,) = ranks_here()
             os.kill(rank.pid, signal.SIGKILL)
             self.killed = rank.pid
@@ -149,7 +139,7 @@ def door(toy_shards, runs) -> Iterator[Callable[[], Door]]:
 def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(door, runs, unbroken):
     first = door()
     folder = runs / "interrupted"
-    assert wait_for(lambda: kept(folder, 2).exists() or first.process.poll() is not None, 180)
+    assert wait_until(lambda: kept(folder, 2).exists() or first.process.poll() is not None, 180)
     assert len(first.family()) > 5, "the run is meant to be under way, with Ray's processes"
     first.interrupt()
     out, err = first.process.communicate(timeout=60)
@@ -157,7 +147,7 @@ def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(door, runs, unbr
     assert "To go on, run the same command with name=interrupted" in err
     assert "Traceback" not in err
     assert out == ""
-    assert wait_for(lambda: not first.family(), 15), "processes of Ray are left"
+    assert wait_until(lambda: not first.family(), 15), "processes of Ray are left"
     assert not kept(folder, EPOCHS).exists(), "the run had ended before Ctrl-C: this proves nothing"
     record = json.loads((folder / "run.json").read_text())
     client = mlflow.MlflowClient(f"sqlite:///{runs}/mlflow.db")
@@ -173,4 +163,4 @@ def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(door, runs, unbr
     assert set(steps) == set(range(1, EPOCHS + 1))
     assert len(steps) <= EPOCHS + 1, "more than the epoch under way was done again"
     assert client.get_run(record["mlflow_run_id"]).info.status == "FINISHED"
-    assert wait_for(lambda: not second.family(), 15), "processes of Ray are left"
+    assert wait_until(lambda: not second.family(), 15), "processes of Ray are left"

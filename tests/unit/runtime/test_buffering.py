@@ -5,6 +5,7 @@ import time
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
+from benchmarks.rehearse_jobs import wait_until
 from gracl.runtime.buffering import Buffer
 
 
@@ -28,14 +29,6 @@ class Server:
 
 
 URI = "http://127.0.0.1:9"  # nobody asks there: the writes of these tests do not
-
-
-def asked(server: Server) -> bool:
-    """Whether the server is asked within ten seconds."""
-    deadline = time.monotonic() + 10
-    while not server.asked and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return server.asked > 0
 
 
 def test_what_a_server_refuses_for_good_is_said_and_holds_nothing_up(caplog):
@@ -65,7 +58,7 @@ def test_what_a_server_did_not_take_while_it_was_away_it_gets_in_order_and_once(
     with caplog.at_level(logging.WARNING, logger="gracl.tracking"):
         for name in names:
             buffer.put(server.writing(name, last=name == names[-1]), f"number {name}")
-            assert asked(server)
+            assert wait_until(lambda: server.asked > 0, 10)
         assert server.taken == []
         server.there = True
         assert server.all_taken.wait(10)
@@ -78,7 +71,7 @@ def test_what_a_server_did_not_take_while_it_was_away_it_gets_in_order_and_once(
 def test_behind_a_write_that_waits_nobody_waits():
     server, buffer = Server(there=False), Buffer(URI, patience=0.2, pause=60.0)
     buffer.put(server.writing("first"), "first")
-    assert asked(server)
+    assert wait_until(lambda: server.asked > 0, 10)
     begun = time.monotonic()
     for _ in range(100):
         buffer.put(server.writing("later"), "later")

@@ -13,7 +13,7 @@ from gracl.runtime.tracking import (
     MlflowCallback,
     attempt,
     closing,
-    complete,
+    is_complete,
     mend,
     plain,
     reopen_run,
@@ -140,11 +140,11 @@ def test_the_figures_of_an_epoch_are_plain_numbers():
 def test_a_run_is_complete_when_it_is_finished_with_its_last_epoch(client, uri, runs, impatient, caplog):
     run_id, history = begin(uri, runs, "complete"), [{"epoch": 1.0}, {"epoch": 2.0}]
     mend(uri, run_id, history)
-    assert not complete(uri, run_id, history)
+    assert not is_complete(uri, run_id, history)
     client.set_terminated(run_id, status="FINISHED")
-    assert complete(uri, run_id, history)
-    assert not complete(uri, run_id, [*history, {"epoch": 3.0}])
-    assert not complete(DEAD, run_id, history)
+    assert is_complete(uri, run_id, history)
+    assert not is_complete(uri, run_id, [*history, {"epoch": 3.0}])
+    assert not is_complete(DEAD, run_id, history)
 
 
 def test_a_server_that_does_not_answer_at_the_start_is_waited_for_and_then_refused(impatient, capsys):

@@ -4,7 +4,7 @@
     python -m benchmarks.bench_relate do=scale folders=F1,F2,F3 threads=2 out=FILE     (made by benchmarks.features)
     python -m benchmarks.bench_relate do=order folder=F threads=1 out=FILE
     python -m benchmarks.bench_relate do=approximate folder=F threads=2 out=FILE
-    python -m benchmarks.bench_relate do=gpu rows=1000000 dim=2048 out=FILE
+    python -m benchmarks.bench_relate do=gpu rows=1000000 dim=2048 threads=16 out=FILE
     (shards: benchmarks.bench_shards)
 
 `dense` and `scale` measure from given neighbour tables; features are read from a memory-mapped file.
@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -199,13 +200,18 @@ def approximate(folder: Path, threads: int) -> list[dict[str, Any]]:
     return found
 
 
-def on_gpu(rows: int, dim: int) -> dict[str, Any]:
+def on_gpu(rows: int, dim: int, threads: int) -> dict[str, Any]:
     """The exact search and the whole step on a GPU, and the share of its measured half-precision product rate."""
     features = np.empty((rows, dim), np.float16)
     basis = rng(7, "basis").standard_normal((96, dim), np.float32) / np.float32(np.sqrt(dim))
-    for number, start in enumerate(range(0, rows, 1800)):
-        features[start : start + 1800] = district(number, min(1800, rows - start), basis)[0]
-    features = features[rng(7, "order").permutation(rows)]
+    order = rng(7, "order").permutation(rows)
+
+    def fill(number: int) -> None:
+        places = order[number * 1800 : (number + 1) * 1800]
+        features[places] = district(number, len(places), basis)[0]
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, range(-(-rows // 1800))))
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
     began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.mm(a, a, out_dtype=torch.float32)
@@ -219,10 +225,11 @@ def on_gpu(rows: int, dim: int) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     _, cost = measured(lambda: nearest(features, 30, device="cuda"))
     memory = torch.cuda.max_memory_allocated() / 1e9
-    assignment, whole = measured(lambda: relate(features, device="cuda"))
+    assignment, whole = measured(lambda: relate(features, device="cuda", threads=threads))
     return {
         "rows": rows,
         "dim": dim,
+        "threads": threads,
         "card": torch.cuda.get_device_name(),
         "search": cost,
         "product_tflops": round(rate / 1e12, 1),
@@ -256,7 +263,7 @@ def main() -> None:
     elif do == "approximate":
         result = approximate(folder, threads)
     elif do == "gpu":
-        result = on_gpu(int(options["rows"]), int(options["dim"]))
+        result = on_gpu(int(options["rows"]), int(options["dim"]), threads)
     else:
         raise SystemExit(f"do={do} is not dense, scale, order, approximate or gpu; see the head of this file")
     if out:

@@ -1,0 +1,137 @@
+r"""The step and the scan alone, without data: images per second through the product's own functions, and their limit.
+
+    python -m benchmarks.bench_step out=FILE.json seconds=4 pipelines/presets/market1501.yaml data.root=unused \
+        scale.workers=1 scale.worker_gpus=1
+
+Pictures are random bytes that lie in memory, so nothing here waits for a disk or a decoder. `train` is `train_epoch`
+as a training calls it (move, encode, loss, backward, step, banks); `bare` is the same network forward, backward and
+step on pictures that lie on the device, with the sum of its features as loss and no question to the device between
+steps: what the hardware gives this network in torch. `scan` is `encode`, `bare_scan` its forward pass. The variants:
+each precision, batch norm in groups and whole, with the batch of the preset.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.bench_epoch import machine
+from gracl.cli import load_config
+from gracl.config import TrainConfig
+from gracl.images.plans import identity_plan
+from gracl.learning.fit import autocast, encode, normalise, train_epoch
+from gracl.local import OneRank
+from gracl.randomness import rng
+from gracl.relations.proxies import mine_proxies
+from gracl.runtime.train import describe_lesson
+from gracl.runtime.worker import build
+from gracl.types import Assignment, Batch
+
+IMAGES, CLUSTERS = 12800, 640
+
+
+def rate(work: Callable[[int], int], seconds: float, device: torch.device) -> float:
+    """Images per second of `work(times)`, which returns how many images it saw; once to warm up, then long enough."""
+    work(2)
+    times, seen, took = 4, 0, 0.0
+    while took < seconds:
+        wait(device)
+        started = time.perf_counter()
+        seen = work(times)
+        wait(device)
+        took = time.perf_counter() - started
+        times = int(times * min(8, max(2, 1.2 * seconds / took)))
+    return seen / took
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def variant(config: TrainConfig, seconds: float) -> dict[str, float]:
+    """The four figures of one config."""
+    device = torch.device("cuda" if config.scale.worker_gpus else "cpu")
+    torch.set_num_threads(config.scale.worker_threads)
+    lesson = describe_lesson(config)
+    encoder, criterion, optimizer = build(lesson, device)
+    casting, size = autocast(device, config.precision), (config.data.height, config.data.width, 3)
+    draw = rng(0, "bench-step")
+    labels = (np.arange(IMAGES) % CLUSTERS).astype(np.int64)
+    rows = draw.standard_normal((IMAGES, encoder.feature_size), np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    criterion.begin_epoch(Assignment(0, labels, mine_proxies(rows, labels)), device)
+    plan = identity_plan(labels, epoch=0, **lesson.sampling)
+    batch = plan.tickets.shape[1]
+    pictures = draw.integers(0, 256, (batch, *size), np.uint8)
+    scanned = draw.integers(0, 256, (config.scan_batch, *size), np.uint8)
+    there = normalise(torch.from_numpy(pictures).to(device))
+    there_scanned = normalise(torch.from_numpy(scanned).to(device))
+
+    def picks(steps: int) -> Iterator[Batch]:
+        for step in range(steps):
+            yield Batch(step, 0, plan.tickets[step % len(plan.tickets)], pictures)
+
+    def train(steps: int) -> int:
+        tickets = torch.from_numpy(plan.tickets[np.arange(steps) % len(plan.tickets)]).to(device)
+        train_epoch(encoder, criterion, optimizer, picks(steps), tickets, OneRank(), casting, 0.0, lambda *_: None)
+        return steps * batch
+
+    def bare(steps: int) -> int:
+        encoder.train()
+        for _ in range(steps):
+            with casting:
+                loss = encoder(there).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        return steps * batch
+
+    def scan(steps: int) -> int:
+        indices = np.arange(config.scan_batch)
+        encode(encoder, (Batch(step, 0, indices, scanned) for step in range(steps)), casting, lambda done: None)
+        return steps * config.scan_batch
+
+    @torch.inference_mode()
+    def bare_scan(steps: int) -> int:
+        encoder.eval()
+        for _ in range(steps):
+            with casting:
+                encoder(there_scanned)
+        return steps * config.scan_batch
+
+    ways = {"train": train, "bare": bare, "scan": scan, "bare_scan": bare_scan}
+    return {name: round(rate(work, seconds, device), 1) for name, work in ways.items()}
+
+
+def main() -> None:
+    """One JSON line for each variant, and all of them in a file."""
+    own = dict(argument.split("=", 1) for argument in sys.argv[1:] if argument.startswith(("out=", "seconds=")))
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith(("out=", "seconds="))]
+    found: list[dict[str, Any]] = []
+    for precision in ("bfloat16", "float32"):
+        for group in ("", "encoder.bn_group=0"):
+            config = load_config(TrainConfig, [*arguments, f"precision={precision}", *filter(None, [group])])
+            figures = variant(config, float(own.get("seconds", 4)))
+            one = {"precision": precision, "bn_group": config.encoder.bn_group, "images_per_second": figures}
+            one |= {
+                "train_of_bare": round(figures["train"] / figures["bare"], 3),
+                "scan_of_bare": round(figures["scan"] / figures["bare_scan"], 3),
+            }
+            if torch.cuda.is_available():
+                one["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+                torch.cuda.reset_peak_memory_stats()
+            print(json.dumps(one), flush=True)
+            found.append(one)
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    report = {"what": "step and scan without data", "machine": machine(), "card": card, "arguments": arguments}
+    Path(own["out"]).write_text(json.dumps(report | {"variants": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

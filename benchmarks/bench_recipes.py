@@ -38,8 +38,8 @@ def one(trial: Trial, metric: str) -> tuple[str, RunRecord | None, str]:
 
 def main() -> None:
     """Runs all and tells on stderr what is done."""
-    arguments = [one for one in sys.argv[1:] if not one.startswith("processes=")]
-    processes = int(next(one for one in sys.argv[1:] if one.startswith("processes=")).partition("=")[2])
+    arguments = [word for word in sys.argv[1:] if not word.startswith("processes=")]
+    processes = int(next(word for word in sys.argv[1:] if word.startswith("processes=")).partition("=")[2])
     config = load_config(CompareConfig, arguments)
     trials, out, started = grid(config), Path(config.out), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)

@@ -368,5 +368,6 @@ def test_gpu_table_of_resident_and_of_passing_rows(monkeypatch, dtype, resident)
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_approximate_search():
+    pytest.importorskip("faiss")
     features = lookup(16, rows=5000)
     assert nearest(features, 10, search="approximate", device="cuda").recall > 0.7

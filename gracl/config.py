@@ -58,6 +58,9 @@ class TrainConfig(Section):
     epochs: Positive = Field(50, description="epochs in all, those before a resume counted")
     eval_every: Positive = Field(10, description="epochs between evaluations; the last epoch is always evaluated")
     eval_untrained: bool = Field(True, description="evaluate before the first epoch too")
+    eval_stability: Count = Field(
+        0, description="epochs between looks at cluster/stability, for which all images are described twice; 0: none"
+    )
     scan_batch: Positive = Field(256, description="images of a batch while features are computed, all workers together")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast on a GPU, float32 on a CPU"
@@ -107,6 +110,12 @@ class TrainConfig(Section):
             "lower relations.k2",
         )
         relations = self.relations
+        refuse_unless(
+            not (self.eval_stability and relations.overlap),
+            "eval_stability=0 with relations.overlap, whose labels are of other weights",
+            f"eval_stability={self.eval_stability}",
+            "set eval_stability=0, or relations.overlap=false",
+        )
         refuse_unless(
             relations.shards == 1
             or (relations.search == "exact" and not relations.camera_aware and relations.centre == "none"),

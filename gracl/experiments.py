@@ -9,7 +9,7 @@ from gracl.sections import Count, Domain, Positive, Section, Tracking
 
 # Of what a sweep may seek: what every judged epoch tells, and what every epoch tells without any identity.
 JudgedMetric = Literal["val/mAP", "val/mINP", "val/rank1", "val/rank5", "val/rank10"]
-UnjudgedMetric = Literal["cluster/silhouette", "cluster/covered_silhouette"]
+UnjudgedMetric = Literal["cluster/silhouette", "cluster/covered_silhouette", "cluster/stability"]
 
 
 class CompareConfig(Section):

@@ -23,6 +23,7 @@ from gracl.learning.fit import Progress, Relator, Reporter, Splits
 from gracl.learning.fit import fit as fit_ports
 from gracl.learning.losses import Criterion
 from gracl.relations.relate import relate
+from gracl.relations.stability import stability
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.types import Assignment, FeatureTable, Identities, RetrievalReport
 
@@ -75,6 +76,11 @@ class DirectRelator:
         """Labels and proxies from the one part there is."""
         features = FeatureTable.gather([part], self._images)
         return relate(features, epoch=epoch, cameras=self._cameras, **self._options)
+
+    def stability(self, epoch: int, part: FeatureTable, labels: Int64[ndarray, "images"]) -> float:
+        """How far the features of the one part give the same labels."""
+        features = FeatureTable.gather([part], self._images)
+        return stability(features, labels, epoch=epoch, cameras=self._cameras, **self._options)
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
         """The report of the one part there is."""
@@ -139,8 +145,8 @@ def fit(
         views, sampling, relations: options of `train_view`, `identity_plan` and `relate`.
         camera_balanced: companions from other cameras where possible.
         relator: who makes labels and proxies; default: `relate` on the features of the train split.
-        options: `epochs`, `eval_every`, `eval_untrained`, `precision`, `clip_norm`, `overlap`, `teacher_decay` of
-            `learning.fit.fit`.
+        options: `epochs`, `eval_every`, `eval_untrained`, `eval_stability`, `precision`, `clip_norm`, `overlap`,
+            `teacher_decay` of `learning.fit.fit`.
 
     Returns:
         The state after the last epoch.

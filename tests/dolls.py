@@ -77,6 +77,15 @@ class Dolls:
         self._training(plan.epoch)
         yield Batch(0, plan.epoch, plan.tickets[0], pixels(IMAGES, seed=plan.epoch))
 
+    def again(self, epoch: int) -> Iterator[Batch]:
+        self.calls.append(f"again {epoch}")
+        yield Batch(0, epoch, np.arange(IMAGES), pixels(IMAGES, seed=epoch))
+
+    def stability(self, epoch: int, part: FeatureTable, labels: np.ndarray) -> float:
+        self.calls.append(f"stability {epoch}")
+        np.testing.assert_array_equal(labels, labels_of(epoch))
+        return epoch / 10
+
     def relate(self, epoch: int, part: FeatureTable) -> Assignment:
         self.threads.append(threading.current_thread())
         self._relating(epoch)

@@ -10,6 +10,7 @@ from functools import partial
 from gracl.images.loading import View, load, share_tickets
 from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
+from gracl.randomness import rng
 from gracl.types import Batch, Plan
 
 
@@ -60,3 +61,14 @@ class MappedBatches:
         """This rank's share of a plan, seen as training images."""
         tickets = share_tickets(self._stores[self._train].read, plan, **self._share)
         return self._load(tickets, self._train_view, seed=self._seed)
+
+    def again(self, epoch: int) -> Iterator[Batch]:
+        """This rank's share of the train split, every image once, seen as a training image of dice of its own."""
+        plan = scan_plan(self.images(self._train), self._scan_batch, epoch=epoch)
+        tickets = share_tickets(self._stores[self._train].read, plan, **self._share)
+        return self._load(tickets, self._train_view, seed=seed_of_again(self._seed))
+
+
+def seed_of_again(seed: int) -> int:
+    """The seed of `again`: an epoch's scan and its picks count tickets and places alike, and must not share dice."""
+    return int(rng(seed, "again").integers(2**31))

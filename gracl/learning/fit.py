@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
@@ -47,6 +47,10 @@ class Batches(Protocol):
         """This rank's share of a plan, seen as training images."""
         ...
 
+    def again(self, epoch: int) -> Iterator[Batch]:
+        """This rank's share of the train split, every image once, seen as a training image."""
+        ...
+
 
 @runtime_checkable
 class Relator(Protocol):
@@ -58,6 +62,10 @@ class Relator(Protocol):
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
         """How well queries find their gallery."""
+        ...
+
+    def stability(self, epoch: int, part: FeatureTable, labels: Int64[ndarray, "images"]) -> float:
+        """How far other features of the train split give the same labels; see `relations.stability`."""
         ...
 
 
@@ -116,6 +124,7 @@ def fit(
     epochs: int,
     eval_every: int = 10,
     eval_untrained: bool = True,
+    eval_stability: int = 0,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     clip_norm: float = 0.0,
     overlap: bool = False,
@@ -133,6 +142,9 @@ def fit(
         progress: called with (phase, done, total) as work goes on.
         epochs: epochs in all.
         eval_every: epochs between evaluations; the last is always judged.
+        eval_stability: epochs between looks at `cluster/stability`, the last always among them; 0 for none. The train
+            split is described once more by the same weights, as training images, and clustered. Not with `overlap`,
+            whose labels are of other weights.
         overlap: relate while the epoch trains, on the labels of the scan one epoch before (docs/decisions/0012). Where
             there is none (the first epoch; the first of a run that was done and is made longer) the epoch relates
             first and waits, as without it. The last epoch makes neither scan nor relation: both phases took 0 seconds.
@@ -174,6 +186,13 @@ def fit(
             answer = ask(relator, epoch, part, wait=assignment is None)
             assignment = assignment or answer.result()
         clock.lap("relate")
+        if eval_stability and ((epoch + 1) % eval_stability == 0 or epoch + 1 == epochs):
+            seen = watched(progress, "scan again", batches.images(splits.train), ranks.size)
+            part = encode(model, batches.again(epoch), casting, seen)
+            clock.lap("scan")
+            stability = relator.stability(epoch, part, assignment.labels)
+            assignment = replace(assignment, stats=assignment.stats | {"stability": stability})
+            clock.lap("relate")
         plan = planner(epoch, assignment.labels)
         criterion.begin_epoch(assignment, device)
         clock.lap("plan")

@@ -20,6 +20,7 @@ from gracl.sections import Domain, Scalar, Tracking
 Values = Mapping[str, Scalar]
 # Combinations of the ends of ranges that are tried as configs; beyond, each end by itself.
 _MOST_CORNERS = 256
+STABILITY = "cluster/stability"
 # What the sweep decides for all of its trials, and what makes another data set or start of it.
 _OURS = ("name", "runs", "tracking")
 _PLACES = (("data", "root"), ("data", "cache"), ("encoder", "weights"))
@@ -127,10 +128,14 @@ def _check_objective(config: TuneConfig, one: TrainConfig, values: Values) -> No
                 "name data.query and data.gallery, or take metric=cluster/covered_silhouette",
             )
         )
+    if config.metric == STABILITY and not one.eval_stability:
+        what = f"eval_stability of 1 or more with metric={STABILITY}"
+        raise ConfigError(expected(what, f"eval_stability=0 ({where})", "add eval_stability=1 to base"))
     if config.scheduler == "none":
         return
     # The first epoch that is told of at which asha may decide.
-    every = one.eval_every if config.metric in get_args(JudgedMetric) else 1
+    rhythms = dict.fromkeys(get_args(JudgedMetric), one.eval_every) | {STABILITY: one.eval_stability}
+    every = rhythms.get(config.metric, 1)
     first = -(-config.grace // every) * every
     if first >= one.epochs:
         raise ConfigError(

@@ -11,17 +11,18 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from numpy import ndarray
 from ray import ObjectRef
 
 from gracl.measuring import require_memory
 from gracl.relations.relate import find_here, relate
+from gracl.relations.stability import stability
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.ranking import rank as rank_gallery
 from gracl.runtime.board import throttled
@@ -30,6 +31,7 @@ from gracl.runtime.shards import find_on, start_shards
 from gracl.types import Assignment, FeatureTable, Identities, Ranking, RetrievalReport
 
 Key = tuple[str, str, int]
+Answer = TypeVar("Answer")
 
 
 @dataclass
@@ -108,6 +110,16 @@ class RelationActor:
         report: RetrievalReport = await self._meet((attempt, "judge", epoch), rank, ranks, part, self._judge)
         return report
 
+    async def stability(self, attempt: str, epoch: int, rank: int, ranks: int, part: list[ObjectRef]) -> float:
+        """How far other features of the train split give the same labels.
+
+        Args:
+            attempt: as in `relate`.
+            part: two references: to a `FeatureTable` and to the labels to be compared with.
+        """
+        found: float = await self._meet((attempt, "stability", epoch), rank, ranks, part, self._compare)
+        return found
+
     def ranking(self, k: int) -> tuple[RetrievalReport, Ranking] | None:
         """The last report and its k best gallery images per query; None when nothing was judged by this process."""
         if self._judged is None:
@@ -141,9 +153,14 @@ class RelationActor:
     def _relate(self, epoch: int, parts: list[list[FeatureTable]]) -> Assignment:
         with self._one:
             self._start_shards()
-            return self._work(epoch, parts)
+            return self._work(epoch, parts, relate)
 
-    def _work(self, epoch: int, parts: list[list[FeatureTable]]) -> Assignment:
+    def _compare(self, epoch: int, parts: list[list[Any]]) -> float:
+        with self._one:
+            self._start_shards()
+            return self._work(epoch, [[part[0]] for part in parts], partial(stability, labels=parts[0][1]))
+
+    def _work(self, epoch: int, parts: list[list[FeatureTable]], work: Callable[..., Answer]) -> Answer:
         tables: list[FeatureTable] = [part for (part,) in parts]
         size = sum(table.features.nbytes for table in tables)
         require_memory(
@@ -159,7 +176,7 @@ class RelationActor:
             features = reference.future().result()
             find = partial(find_on, self._shards, reference)
         cameras = self._cameras[0].future().result() if self._cameras else None
-        return relate(features, epoch=epoch, cameras=cameras, find=find, progress=self._progress, **self._options)
+        return work(features, epoch=epoch, cameras=cameras, find=find, progress=self._progress, **self._options)
 
     def _prepare(self) -> None:
         with self._one:
@@ -217,6 +234,12 @@ class RayRelator:
         """Labels and proxies; waits for all ranks."""
         part = FeatureTable(part.indices, part.features.astype(self._precision, copy=False))
         answer: Assignment = self._ask(self._actor.relate, epoch, [ray.put(part)])
+        return answer
+
+    def stability(self, epoch: int, part: FeatureTable, labels: Int64[ndarray, "images"]) -> float:
+        """How far other features give the same labels; waits for all ranks."""
+        part = FeatureTable(part.indices, part.features.astype(self._precision, copy=False))
+        answer: float = self._ask(self._actor.stability, epoch, [ray.put(part), ray.put(labels)])
         return answer
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:

@@ -24,6 +24,7 @@ from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
 from gracl.errors import ShardError, StreamError, expected
+from gracl.images.batches import seed_of_again
 from gracl.images.loading import Ticket, View, load
 from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
@@ -200,6 +201,11 @@ class StreamBatches:
     def picks(self, plan: Plan) -> Iterator[Batch]:
         """This rank's share of a plan, seen as training images."""
         return self._load(self._tickets(self._train, plan), self._train_view, seed=self._seed)
+
+    def again(self, epoch: int) -> Iterator[Batch]:
+        """This rank's share of the train split, every image once, seen as a training image of dice of its own."""
+        plan = scan_plan(self.images(self._train), self._scan_batch, epoch=epoch)
+        return self._load(self._tickets(self._train, plan), self._train_view, seed=seed_of_again(self._seed))
 
     def _tickets(self, split: str, plan: Plan) -> Iterator[Ticket]:
         self._number += 1

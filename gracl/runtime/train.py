@@ -215,6 +215,7 @@ def describe_lesson(config: TrainConfig, *, cameras: list[ray.ObjectRef] | None 
             "epochs": config.epochs,
             "eval_every": config.eval_every,
             "eval_untrained": config.eval_untrained,
+            "eval_stability": config.eval_stability,
             "precision": config.precision,
             "clip_norm": config.clip_norm,
             "overlap": config.relations.overlap,

@@ -117,6 +117,15 @@ def test_a_scan_shows_every_image_once(ends, scan_batch, toy_shards, request):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("ends", ["one_rank", "three_ranks"])
+def test_a_scan_again_shows_every_image_once_with_dice_of_its_own(ends, toy_shards, request):
+    ends, images = request.getfixturevalue(ends), len(ShardStore.open(toy_shards, "train"))
+    came = ends.read(lambda end: end.again(1))
+    np.testing.assert_array_equal(seen(came), np.arange(images))
+    assert_same(came, ends.mapped(lambda end: end.again(1)))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ends", ["one_rank", "three_ranks"])
 def test_picks_are_the_tickets_of_the_plan_in_order_with_the_pixels_of_the_shards(ends, toy_shards, request):
     ends, plan = request.getfixturevalue(ends), toy_plan(len(ShardStore.open(toy_shards, "train")))
     came = ends.read(lambda end: end.picks(plan))

@@ -180,7 +180,7 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_clust
                 "relations__min_cluster_size": 3,
             },
         ),
-        ("extras", EXTRAS | {"scale__stream": "mapped"}),
+        ("extras", EXTRAS | {"scale__stream": "mapped", "eval_stability": 1}),
         ("taught", {"teacher_decay": 0.9, "loss__inter_update": "every", "loss__negatives": "both"}),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_section_is_the_keyword_list_of_its_function(section, function, elsewh
 
 def test_fit_takes_its_options_from_the_root_of_the_config():
     parameters = inspect.signature(fit).parameters
-    for name in ("eval_every", "eval_untrained", "precision", "clip_norm"):
+    for name in ("eval_every", "eval_untrained", "eval_stability", "precision", "clip_norm"):
         assert TrainConfig.model_fields[name].default == parameters[name].default
     assert Relations.model_fields["overlap"].default == parameters["overlap"].default
 

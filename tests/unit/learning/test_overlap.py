@@ -30,6 +30,19 @@ def test_each_epoch_scans_relates_plans_and_trains():
     assert state.assignment is None
 
 
+def test_stability_is_looked_at_before_the_training_and_at_the_last_epoch():
+    dolls, plain = Dolls(), Dolls()
+    state = dolls.fit(epochs=3, eval_stability=2)
+    assert dolls.calls == [
+        *["scan train", "relate 0", "train 0"],
+        *["scan train", "relate 1", "again 1", "stability 1", "train 1"],
+        *["scan train", "relate 2", "again 2", "stability 2", "train 2"],
+    ]
+    assert [row.get("cluster/stability") for row in state.history] == [None, 0.1, 0.2]
+    for name, weight in plain.fit(epochs=3).model.items():
+        torch.testing.assert_close(state.model[name], weight, rtol=0, atol=0)
+
+
 def test_overlapped_an_epoch_trains_on_the_scan_before_it_while_its_own_is_related():
     dolls = hand_in_hand(4)
     state = dolls.fit(overlap=True, splits=Splits("train", "query", "gallery"), eval_every=1, eval_untrained=False)

@@ -125,6 +125,16 @@ def test_corners_are_all_combinations_of_ends_or_each_end_by_itself():
         ({"scheduler": "asha", "base": ["data.root=x", "epochs=9"]}, "the first at 10"),
         ({"scheduler": "asha", "grace": 9, "metric": "cluster/silhouette"}, "the first at 9"),
         ({"scheduler": "asha", "space": {"epochs": {"integers": [2, 20]}}}, "came epochs=2, the first at 3"),
+        ({"metric": "cluster/stability"}, "eval_stability of 1 or more with metric=cluster/stability"),
+        (
+            {
+                "base": ["data.root=x", "epochs=9", "eval_stability=5"],
+                "metric": "cluster/stability",
+                "scheduler": "asha",
+                "grace": 6,
+            },
+            "the first at 10",
+        ),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(changes, message):
@@ -137,6 +147,7 @@ def test_sweeps_that_can_be_are_not_refused():
     checked(scheduler="asha", grace=4)
     bare = ["data.root=x", "data.query=''", "data.gallery=''"]
     checked(base=bare, metric="cluster/covered_silhouette", scheduler="asha", grace=8)
+    checked(base=[*bare, "eval_stability=1"], metric="cluster/stability", scheduler="asha", grace=8)
     # The base alone is no training here, and every trial is.
     checked(base=["data.root=x", "relations.instances=16"], space={"loss.instance_weight": {"choice": [0.5, 1.0]}})
     checked(search="tpe", trials=3, space={"relations.k1": {"integers": [10, 12]}})

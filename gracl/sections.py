@@ -200,7 +200,7 @@ class Loss(Section):
     smoothing: Share = Field(
         0.0, description="share of the targets that goes to the clusters of an image's neighbours (relations.consensus)"
     )
-    momentum: Share = Field(0.1, description="weight of the old proxy when a new one is mixed in; 0: replaced")
+    momentum: Share = Field(0.9, description="weight of the old proxy when a new one is mixed in; 0: replaced")
     negatives: Literal["own", "both"] = Field(
         "own", description="what a term pushes away from: the other clusters' proxies in its own bank, or in both"
     )

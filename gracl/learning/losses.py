@@ -93,7 +93,7 @@ class ProxyContrast:
         camera_weight: float = 0.0,
         camera_temperature: float = 0.07,
         smoothing: float = 0.0,
-        momentum: float = 0.1,
+        momentum: float = 0.9,
         negatives: Negatives = "own",
         inter_start: Start = "mined",
         intra_start: Start = "mined",

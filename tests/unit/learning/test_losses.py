@@ -189,7 +189,7 @@ def test_update_carries_no_gradient():
 
 def test_without_intra_and_with_centroids_it_is_cluster_contrast_bit_for_bit():
     assignment = world(4)
-    criterion = begun(assignment, intra_weight=0.0, inter_start="centroid", inter_update="every")
+    criterion = begun(assignment, intra_weight=0.0, inter_start="centroid", inter_update="every", momentum=0.1)
     bank = F.normalize(torch.tensor(assignment.proxies.cluster_sums), dim=1)
     for step in range(5):
         ours, labels = tensors(*batch(10 + step))

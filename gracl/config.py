@@ -58,6 +58,9 @@ class TrainConfig(Section):
     epochs: Positive = Field(50, description="epochs in all, those before a resume counted")
     eval_every: Positive = Field(10, description="epochs between evaluations; the last epoch is always evaluated")
     eval_untrained: bool = Field(True, description="evaluate before the first epoch too")
+    review_every: Count = Field(
+        0, description="epochs between pages on what is learnt, drawn by the relation actor; the last too; 0: none"
+    )
     eval_stability: Count = Field(
         0, description="epochs between looks at cluster/stability, for which all images are described twice; 0: none"
     )
@@ -211,6 +214,7 @@ class TrainConfig(Section):
     def recipe(self) -> dict[str, Any]:
         """The settings that decide what is learnt: a run can be resumed only with the same ones."""
         apart: tuple[str, ...] = ("scale.", "tracking.", "runs", "name", "epochs", "data.root", "data.cache", "eval_")
+        apart += ("review_every",)
         # Neighbour tables do not depend on who finds them, nor what is learnt on where the first weights lay.
         apart += ("relations.backend", "relations.block_rows", "relations.shards", "encoder.weights")
         recipe = {name: value for name, value in self.flat().items() if not name.startswith(apart)}

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import ray
@@ -34,6 +34,25 @@ Key = tuple[str, str, int]
 Answer = TypeVar("Answer")
 
 
+@runtime_checkable
+class Onlooker(Protocol):
+    """Who draws pages on the way: `onlooker.Onlooker`, whose imports are only for those who have one."""
+
+    def wants(self, epoch: int) -> bool:
+        """Whether a page is due on the weights after so many epochs."""
+        ...
+
+    def begin(
+        self,
+        epoch: int,
+        features: Float32[ndarray, "images dim"],
+        assignment: Assignment,
+        judged: tuple[int, RetrievalReport, Ranking] | None,
+    ) -> threading.Thread:
+        """Draws in the thread that is returned."""
+        ...
+
+
 @dataclass
 class Meeting:
     """The parts that have come for one question, and the answer that all of them wait for."""
@@ -44,12 +63,13 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Judged:
-    """The features that were judged last, who is on them, and the report."""
+    """The features that were judged last, who is on them, the report, and how many epochs were done."""
 
     query: Float32[ndarray, "queries dim"]
     gallery: Float32[ndarray, "gallery dim"]
     who: tuple[Identities, Identities]
     report: RetrievalReport
+    epoch: int
 
 
 class RelationActor:
@@ -62,6 +82,7 @@ class RelationActor:
         shards: cpus and gpus of each of `options["shards"]` that look for neighbours, where there is more than one.
         threads: torch, BLAS and numba threads.
         board: where progress is posted; None for nowhere.
+        onlooker: draws pages on the way; None for none.
     """
 
     def __init__(
@@ -73,6 +94,7 @@ class RelationActor:
         shards: tuple[float, float] = (1.0, 0.0),
         threads: int = 1,
         board: Any = None,
+        onlooker: Onlooker | None = None,
     ) -> None:
         torch.set_num_threads(threads)
         self._images, self._cameras = images, list(cameras)
@@ -83,6 +105,7 @@ class RelationActor:
         self._progress: Callable[[str, int, int], None] | None = throttled(board) if board else None
         self._meetings: dict[Key, Meeting] = {}
         self._judged: Judged | None = None
+        self._onlooker, self._drawing = onlooker, list[threading.Thread]()
 
     async def ready(self) -> bool:
         """True once the actor and its shards live."""
@@ -128,6 +151,11 @@ class RelationActor:
         who: dict[str, Any] = {"query_identities": one.who[0], "gallery_identities": one.who[1]}
         return one.report, rank_gallery(one.query, one.gallery, **who, k=k)
 
+    async def drawn(self) -> None:
+        """Returns once the pages that were begun are there."""
+        for thread in self._drawing:
+            await asyncio.to_thread(thread.join)
+
     async def _meet(
         self, key: Key, rank: int, ranks: int, part: list[ObjectRef], work: Callable[[int, list[Any]], Any]
     ) -> Any:
@@ -153,7 +181,16 @@ class RelationActor:
     def _relate(self, epoch: int, parts: list[list[FeatureTable]]) -> Assignment:
         with self._one:
             self._start_shards()
-            return self._work(epoch, parts, relate)
+            return self._work(epoch, parts, self._relate_seen)
+
+    def _relate_seen(self, features: ndarray, *, epoch: int, **options: Any) -> Assignment:
+        found = relate(features, epoch=epoch, **options)
+        self._drawing = [thread for thread in self._drawing if thread.is_alive()]
+        if self._onlooker and self._onlooker.wants(epoch):
+            latest = self.ranking(10)
+            judged = (self._judged.epoch, *latest) if self._judged and latest else None
+            self._drawing.append(self._onlooker.begin(epoch, features, found, judged))
+        return found
 
     def _compare(self, epoch: int, parts: list[list[Any]]) -> float:
         with self._one:
@@ -196,7 +233,7 @@ class RelationActor:
         report = evaluate_retrieval(
             query, gallery, query_identities=who[0], gallery_identities=who[1], threads=self._options["threads"]
         )
-        self._judged = Judged(query, gallery, who, report)
+        self._judged = Judged(query, gallery, who, report, epoch)
         return report
 
 

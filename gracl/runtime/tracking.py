@@ -268,6 +268,11 @@ def attempt(uri: str, write: Write, what: str) -> bool:
     return True
 
 
+def write_text(run_id: str, text: str, name: str, client: MlflowClient) -> None:
+    """A file of a run in MLflow; for `attempt`."""
+    client.log_text(run_id, text, name)
+
+
 @contextmanager
 def closing(uri: str, run_id: str) -> Iterator[None]:
     """The run while the driver waits; at the end its status says how it went."""

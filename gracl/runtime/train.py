@@ -1,5 +1,6 @@
 """train(config): shards -> checkpoints, on Ray Train with the relation actor beside it, recorded in MLflow."""
 
+import fnmatch
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,13 +18,15 @@ from gracl.images import storage
 from gracl.images.shards import ShardStore
 from gracl.learning.fit import Splits
 from gracl.runtime.board import open_board, refusal_on
+from gracl.runtime.looking import look_at_the_end
+from gracl.runtime.onlooker import PAGES, Onlooker, onlooker_of
 from gracl.runtime.relation_actor import start_relation_actor
 from gracl.runtime.runs import PICTURE, Run, conclude, history_of, latest_epoch, prepare, record, register
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
 from gracl.runtime.terminal import say, watching
-from gracl.runtime.tracking import MlflowCallback, attempt, closing, is_complete, mend, tracking_uri
+from gracl.runtime.tracking import MlflowCallback, attempt, closing, is_complete, mend, tracking_uri, write_text
 from gracl.runtime.worker import Job, Lesson, Source, train_worker
 
 
@@ -89,6 +92,9 @@ def leave_files(run: Run, uri: str) -> bool:
             copy = Path(folder, PICTURE)
             copy.write_bytes(storage.read_bytes(picture))
             taken &= attempt(uri, lambda client: client.log_artifact(run_id, str(copy)), PICTURE)
+    for name in fnmatch.filter(storage.names_in(run.folder), PAGES):
+        text = storage.read_bytes(storage.join(run.folder, name)).decode()
+        taken &= attempt(uri, partial(write_text, run_id, text, name), name)
     return taken and late is not None
 
 
@@ -119,7 +125,7 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
     stores = {split: ShardStore.open(run.root, split, cache=data.cache) for split in needed}
     judged_by = [ray.put((stores[data.query].identities(), stores[data.gallery].identities()))] if data.query else []
     cameras = [ray.put(stores[data.train].camera_ids())] if wants_cameras else []
-    actor = start_relations(run, board, cameras)
+    actor = start_relations(run, board, cameras, onlooker_of(run, uri) if config.review_every else None)
     trainer = TorchTrainer(
         partial(train_worker, describe_job(run, board, actor, judged_by, cameras if config.camera_balanced else None)),
         scaling_config=scaling(config),
@@ -139,6 +145,10 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
         fit_or_explain(trainer, board, run)
     if config.data.query:
         draw_pictures(run, actor, stores)
+    if config.review_every:
+        ray.get(actor.drawn.remote())
+        ray.kill(actor)  # what it reserved is for the last page
+        look_at_the_end(run, uri)
 
 
 def draw_pictures(run: Run, actor: Any, stores: Mapping[str, ShardStore]) -> None:
@@ -155,7 +165,7 @@ def draw_pictures(run: Run, actor: Any, stores: Mapping[str, ShardStore]) -> Non
         storage.write_bytes(storage.join(run.folder, PICTURE), picture.read_bytes())
 
 
-def start_relations(run: Run, board: Any, cameras: list[ray.ObjectRef]) -> Any:
+def start_relations(run: Run, board: Any, cameras: list[ray.ObjectRef], onlooker: Onlooker | None = None) -> Any:
     """The relation actor of a run, and its shards."""
     scale = run.config.scale
     return start_relation_actor(
@@ -169,6 +179,7 @@ def start_relations(run: Run, board: Any, cameras: list[ray.ObjectRef]) -> Any:
         threads=scale.relation_threads,
         # With overlap the ranks' training is under way at the same time, and that is the progress to show.
         board=None if run.config.relations.overlap else board,
+        onlooker=onlooker,
     )
 
 

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def trained(ray_cluster, toy_shards, tmp_path_factory, with_mlflow):
     runs = with_mlflow(tmp_path_factory.mktemp("reviewed"))
-    return train(toy_config(toy_shards, runs, epochs=2, eval_every=1, name="toy"))
+    return train(toy_config(toy_shards, runs, epochs=2, eval_every=1, review_every=1, name="toy"))
 
 
 def reviewed(checkpoint, root, out, **more):
@@ -39,6 +39,23 @@ def reviewed(checkpoint, root, out, **more):
 def pictures(text):
     found = re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]+)"', text)
     return {name: np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")) for name, data in found}
+
+
+def test_pages_are_made_on_the_way_and_at_the_end_without_identities(trained, tmp_path):
+    folder, client = Path(trained["checkpoint"]).parent, mlflow.MlflowClient(trained["tracking_uri"])
+    on_the_way, at_the_end = sorted(folder.glob("review-*.html"))
+    assert [on_the_way.name, at_the_end.name] == ["review-epoch-0001.html", "review-epoch-0002.html"]
+    told = {name: path.read_text() for name, path in (("way", on_the_way), ("end", at_the_end))}
+    kept = client.download_artifacts(trained["mlflow_run_id"], on_the_way.name, str(tmp_path))
+    assert Path(kept).read_text() == told["way"]
+    first, last = client.get_metric_history(trained["mlflow_run_id"], "val/mAP")
+    assert "<td>judged after epochs</td><td>1</td>" in told["way"]
+    assert f"<td>mAP</td><td>{first.value:.1%}</td>" in told["way"]
+    assert f"<td>mAP</td><td>{last.value:.1%}</td>" in told["end"]
+    wanted = {"queries and what they found", "largest", "pairs of clustered images", "t-SNE"}
+    assert wanted <= set(pictures(told["way"]))
+    assert wanted | {"by epoch"} <= set(pictures(told["end"]))
+    assert not any("objects and clusters" in pictures(text) for text in told.values())
 
 
 def test_the_page_shows_the_run_and_is_in_its_mlflow_run(trained, toy_shards, tmp_path):

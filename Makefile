@@ -7,7 +7,7 @@ READY := .venv/.ready
 WORLD := demo/world
 SHARDS := demo/shards
 
-.PHONY: demo test test-pure lint format lock clean
+.PHONY: demo test test-pure bench-gpu lint format lock clean
 
 demo: $(READY)  ## a synthetic world, learnt without labels on Ray; about five minutes on two cores
 	rm -rf demo
@@ -22,6 +22,9 @@ test: $(READY)  ## every test that this machine can run; those with Ray, and tho
 
 test-pure: $(READY)  ## only what needs no Ray: under a minute
 	$(BIN)/python -m pytest -m "not ray" tests/unit tests/architecture tests/local
+
+bench-gpu: $(READY)  ## what there is to see on one GPU, in under nine minutes
+	PYTHON=$(BIN)/python benchmarks/on_gpu.sh bench-gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

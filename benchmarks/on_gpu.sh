@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# What there is to see on one GPU, in under nine minutes: tests, the relations at a million images, the step, a training on Ray.
+#   PYTHON=.venv/bin/python benchmarks/on_gpu.sh FOLDER
+# Each part has a time limit of its own, and one that fails does not keep the others from running; the exit status says whether all went well.
+set -uo pipefail
+out=${1:?usage: benchmarks/on_gpu.sh FOLDER}; python=${PYTHON:-python3}; threads=$(nproc); failed=0
+mkdir -p "$out"; export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD
+part() {  # NAME SECONDS COMMAND...: its output in FOLDER/NAME.log
+  local name=$1 limit=$2 began=$SECONDS; shift 2
+  if timeout "$limit" "$@" > "$out/$name.log" 2>&1; then echo "$name: $((SECONDS - began)) s"
+  else failed=1; echo "$name: FAILED after $((SECONDS - began)) s, see $out/$name.log"; tail -n 3 "$out/$name.log"; fi
+}
+world=$(mktemp -d); trap 'rm -rf "$world"' EXIT
+part tests 90 "$python" -m pytest -m gpu tests/unit
+part world 60 "$python" pipelines/synthesize.py pipelines/presets/demo_world.yaml out="$world/raw"
+part shards 60 "$python" pipelines/ingest.py layout=market1501 raw="$world/raw" out="$world/shards"
+part training 150 "$python" pipelines/train.py pipelines/presets/demo.yaml data.root="$world/shards" runs="$out/runs" name=gpu \
+  scale.workers=1 scale.worker_cpus=2 scale.worker_gpus=0.5 scale.relation_cpus=2 scale.relation_gpus=0.5
+for rows in 32621 100000 1000000; do
+  part "relate_$rows" 120 "$python" -m benchmarks.bench_relate do=gpu rows=$rows dim=2048 threads="$threads" out="$out/relate_$rows.json"
+done
+part step 90 "$python" -m benchmarks.bench_step out="$out/step.json" seconds=1 pipelines/presets/market1501.yaml \
+  data.root=unused scale.workers=1 scale.worker_gpus=1
+exit $failed

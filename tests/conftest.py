@@ -1,6 +1,7 @@
 """What tests share: one small Ray cluster for all that need one."""
 
 import faulthandler
+import gc
 import logging
 import shutil
 import socket
@@ -28,6 +29,7 @@ RAY_ENVIRONMENT = {
 
 def _nobody_asks(before: set[threading.Thread], config: pytest.Config) -> None:
     # A thread that still waits for an answer when Ray shuts down ends the whole process: say before that which it was.
+    gc.collect()  # the idle threads of a pool that nobody holds any more end with it
     threads = [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
     for thread in threads:
         thread.join(2)

@@ -1,34 +1,37 @@
 """Pages on a training that is under way: made where the labels are, beside the training, each n epochs.
 
 The relation actor has the features, labels and proxies of each epoch at hand, so a page costs no second look at the
-images: some pictures are read from the shards, and a thread draws while the ranks train. A page that fails is logged
-and missed, never the training. Identities of the train split are not known here.
+images: some pictures are read from the shards, and a thread draws while the ranks train. Identities of the train split
+are not known here.
 """
 
-import logging
 import tempfile
-import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+import ray
 from numpy import ndarray
 
+from gracl.config import ModelConfig
+from gracl.errors import GraclError
 from gracl.images import storage
 from gracl.images.shards import ShardStore
+from gracl.measuring import require_memory
 from gracl.retrieval.page import page
+from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.extract import describe_split
 from gracl.runtime.pages import Seen, judged_lines, parts
-from gracl.runtime.runs import Run
+from gracl.runtime.runs import Run, latest_epoch
+from gracl.runtime.session import refusals
 from gracl.runtime.sheets import draw_ranked
-from gracl.runtime.tracking import attempt, write_text
-from gracl.types import UNKNOWN, Assignment, Ranking, RetrievalReport
-
-LOG = logging.getLogger(__name__)
-
+from gracl.runtime.terminal import say
+from gracl.runtime.tracking import attempt, leave_text
+from gracl.sections import Crew
+from gracl.types import UNKNOWN, Assignment, Feature, Ranking, RetrievalReport
 
 PAGES = "review-epoch-*.html"
 
@@ -62,44 +65,31 @@ class Onlooker:
     queries: int = 9
 
     def wants(self, epoch: int) -> bool:
-        """Whether a page is due on the weights after `epoch` epochs."""
-        return epoch > 0 and epoch % self.every == 0
+        """Whether a page is due on the weights after `epoch` epochs, and not there from an earlier start of the run."""
+        return epoch > 0 and epoch % self.every == 0 and not storage.exists(self._place(epoch))
 
-    def begin(
+    def draw(
         self,
         epoch: int,
-        features: Float32[ndarray, "images dim"],
+        features: Feature[ndarray, "images dim"],
         assignment: Assignment,
         judged: tuple[int, RetrievalReport, Ranking] | None,
-    ) -> threading.Thread:
-        """Draws in a thread of its own, which is returned.
+        history: Sequence[Mapping[str, float]] = (),
+    ) -> None:
+        """Writes the page.
 
         Args:
             epoch: epochs that the weights have learnt.
             features: of the train split, by these weights.
             assignment: labels and proxies of these features.
             judged: epochs done, report and ranking of the last evaluation; None where there was none.
+            history: figures of all epochs, where they are known.
+
+        Raises:
+            ShardError, ImageError, StorageError, GraclError: shards that are not here, a folder that takes nothing, too
+                little memory.
         """
-        thread = threading.Thread(
-            target=self._draw_or_log, args=(epoch, features, assignment, judged), name=page_name(epoch), daemon=True
-        )
-        thread.start()
-        return thread
-
-    def _draw_or_log(self, epoch: int, *found: Any) -> None:
-        try:
-            self.draw(epoch, *found)
-        except Exception:
-            LOG.exception("no page on epoch %s; the training goes on", epoch)
-
-    def draw(
-        self,
-        epoch: int,
-        features: Float32[ndarray, "images dim"],
-        assignment: Assignment,
-        judged: tuple[int, RetrievalReport, Ranking] | None,
-    ) -> None:
-        """Writes the page. Arguments: as `begin`."""
+        require_memory(4 * features.size, "a second copy of the features, for a page", "set review_every=0")
         stores = {name: ShardStore.open(self.root, name, cache=self.cache) for name in self.splits if name}
         train = stores[self.splits[0]]
         objects = np.full(len(train), UNKNOWN, np.int64)
@@ -112,12 +102,17 @@ class Onlooker:
                 draw_ranked(picture, *judged[1:], query=query, gallery=gallery, title="", queries=self.queries)
                 ranked = picture.read_bytes()
             figures = [["judged after epochs", judged[0]], *judged_lines(judged[1])]
-        sections = parts(seen, recipe=self.recipe, history=[], figures=figures, ranked=ranked, clusters=self.clusters)
+        sections = parts(
+            seen, recipe=self.recipe, history=history, figures=figures, ranked=ranked, clusters=self.clusters
+        )
         name = Path(self.folder).name
         text = page(f"gracl review: {name} after {epoch} epochs", sections)
-        storage.write_bytes(storage.join(self.folder, page_name(epoch)), text.encode())
+        storage.write_bytes(self._place(epoch), text.encode())
         uri, run_id = self.mlflow
-        attempt(uri, partial(write_text, run_id, text, page_name(epoch)), f"the page on epoch {epoch}")
+        attempt(uri, partial(leave_text, run_id, text, page_name(epoch)), f"the page on epoch {epoch}")
+
+    def _place(self, epoch: int) -> str:
+        return storage.join(self.folder, page_name(epoch))
 
 
 def onlooker_of(run: Run, uri: str) -> Onlooker:
@@ -132,3 +127,26 @@ def onlooker_of(run: Run, uri: str) -> Onlooker:
         recipe=run.recipe,
         mlflow=(uri, run.record["mlflow_run_id"]),
     )
+
+
+def draw_last_page(run: Run, actor: Any) -> None:
+    """The page on a run's last checkpoint, described with what the ranks had reserved; says which pages are missing.
+
+    The relation actor clusters and draws, with all that it has: its GPU, its shards, what it judged last.
+    """
+    config, epoch = run.config, latest_epoch(run.folder)
+    checkpoint = storage.join(run.folder, f"epoch-{epoch:04d}")
+    model = ModelConfig(
+        checkpoint=checkpoint,
+        batch=config.scan_batch // config.scale.workers,
+        precision=config.precision,
+        scale=Crew(**{name: getattr(config.scale, name) for name in Crew.model_fields}),
+    )
+    try:
+        parts = [ray.put(plain) for (plain,) in describe_split(model, config.data, config.data.train)]
+        with refusals():
+            missed = ray.get(actor.last_page.remote(epoch, parts, load_run_state(checkpoint).history))
+    except (GraclError, ray.exceptions.RayError) as error:
+        missed = [f"epoch {epoch}: {type(error).__name__}: {error}"]
+    for words in missed:
+        say(f"note: no page on {words}")

@@ -136,13 +136,14 @@ def _check_objective(config: TuneConfig, one: TrainConfig, values: Values) -> No
     # The first epoch that is told of at which asha may decide.
     rhythms = dict.fromkeys(get_args(JudgedMetric), one.eval_every) | {STABILITY: one.eval_stability}
     every = rhythms.get(config.metric, 1)
+    rhythm = " or eval_stability" if config.metric == STABILITY else " or eval_every" if every > 1 else ""
     first = -(-config.grace // every) * every
     if first >= one.epochs:
         raise ConfigError(
             expected(
                 f"an epoch with {config.metric} from grace={config.grace} on, before the last, for asha to decide at",
                 f"epochs={one.epochs}, the first at {first} ({where})",
-                "lower grace or eval_every, raise epochs, or set scheduler=none",
+                f"lower grace{rhythm}, raise epochs, or set scheduler=none",
             )
         )
 

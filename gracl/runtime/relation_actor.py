@@ -8,10 +8,10 @@ torch collectives.
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -26,31 +26,13 @@ from gracl.relations.stability import stability
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.ranking import rank as rank_gallery
 from gracl.runtime.board import throttled
+from gracl.runtime.drawing import Drawing, Latest, Onlooker
 from gracl.runtime.session import refusals
 from gracl.runtime.shards import find_on, start_shards
 from gracl.types import Assignment, FeatureTable, Identities, Ranking, RetrievalReport
 
 Key = tuple[str, str, int]
 Answer = TypeVar("Answer")
-
-
-@runtime_checkable
-class Onlooker(Protocol):
-    """Who draws pages on the way: `onlooker.Onlooker`, whose imports are only for those who have one."""
-
-    def wants(self, epoch: int) -> bool:
-        """Whether a page is due on the weights after so many epochs."""
-        ...
-
-    def begin(
-        self,
-        epoch: int,
-        features: Float32[ndarray, "images dim"],
-        assignment: Assignment,
-        judged: tuple[int, RetrievalReport, Ranking] | None,
-    ) -> threading.Thread:
-        """Draws in the thread that is returned."""
-        ...
 
 
 @dataclass
@@ -70,6 +52,14 @@ class Judged:
     who: tuple[Identities, Identities]
     report: RetrievalReport
     epoch: int
+
+
+def latest(one: Judged | None, k: int = 10) -> Latest:
+    """Of what was judged last: epochs done, the report, and the k best gallery images of each query."""
+    if one is None:
+        return None
+    who: dict[str, Any] = {"query_identities": one.who[0], "gallery_identities": one.who[1]}
+    return one.epoch, one.report, rank_gallery(one.query, one.gallery, **who, k=k)
 
 
 class RelationActor:
@@ -105,7 +95,7 @@ class RelationActor:
         self._progress: Callable[[str, int, int], None] | None = throttled(board) if board else None
         self._meetings: dict[Key, Meeting] = {}
         self._judged: Judged | None = None
-        self._onlooker, self._drawing = onlooker, list[threading.Thread]()
+        self._drawing = Drawing(onlooker) if onlooker else None
 
     async def ready(self) -> bool:
         """True once the actor and its shards live."""
@@ -145,16 +135,19 @@ class RelationActor:
 
     def ranking(self, k: int) -> tuple[RetrievalReport, Ranking] | None:
         """The last report and its k best gallery images per query; None when nothing was judged by this process."""
-        if self._judged is None:
-            return None
-        one = self._judged
-        who: dict[str, Any] = {"query_identities": one.who[0], "gallery_identities": one.who[1]}
-        return one.report, rank_gallery(one.query, one.gallery, **who, k=k)
+        found = latest(self._judged, k)
+        return found and found[1:]
 
-    async def drawn(self) -> None:
-        """Returns once the pages that were begun are there."""
-        for thread in self._drawing:
-            await asyncio.to_thread(thread.join)
+    async def last_page(self, epoch: int, parts: list[ObjectRef], history: Sequence[Mapping[str, float]]) -> list[str]:
+        """Draws the page on the last weights, once those on the way are there; which pages are missing, and why.
+
+        Args:
+            epoch: epochs done.
+            parts: references to the `FeatureTable`s of the train split by these weights.
+            history: figures of all epochs.
+        """
+        tables = [[await reference] for reference in parts]
+        return await asyncio.to_thread(self._last_page, epoch, tables, history)
 
     async def _meet(
         self, key: Key, rank: int, ranks: int, part: list[ObjectRef], work: Callable[[int, list[Any]], Any]
@@ -185,12 +178,23 @@ class RelationActor:
 
     def _relate_seen(self, features: ndarray, *, epoch: int, **options: Any) -> Assignment:
         found = relate(features, epoch=epoch, **options)
-        self._drawing = [thread for thread in self._drawing if thread.is_alive()]
-        if self._onlooker and self._onlooker.wants(epoch):
-            latest = self.ranking(10)
-            judged = (self._judged.epoch, *latest) if self._judged and latest else None
-            self._drawing.append(self._onlooker.begin(epoch, features, found, judged))
+        if self._drawing:
+            self._drawing.begin(epoch, features, found, partial(latest, self._judged))
         return found
+
+    def _last_page(self, epoch: int, tables: list[list[FeatureTable]], history: Sequence[Mapping[str, float]]) -> Any:
+        drawing, judged = self._drawing, self._judged
+        if drawing is None:
+            raise RuntimeError("our mistake: a last page was asked for, and nobody draws")
+        drawing.wait()
+
+        def work(features: ndarray, **options: Any) -> None:
+            drawing.last(epoch, features, relate(features, **options), partial(latest, judged), history)
+
+        with self._one:
+            self._start_shards()
+            self._work(epoch, tables, work)
+        return drawing.missed
 
     def _compare(self, epoch: int, parts: list[list[Any]]) -> float:
         with self._one:

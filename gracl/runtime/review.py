@@ -1,22 +1,43 @@
 """review(config): one HTML page on a checkpoint, for those who look at what a training has learnt.
 
-The page is that of `looking.py`; identities of the train split are read only where they are asked for, after all else.
+The train split is described and clustered once more, since a checkpoint holds no labels: what is shown is what the next
+epoch would learn from. Identities of the train split are read only where they are asked for, after all else.
 """
 
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+import ray
+from jaxtyping import Float32
+from mlflow import MlflowClient
 from numpy import ndarray
+from pydantic import ValidationError
 
 from gracl.config import ReviewConfig
+from gracl.errors import CheckpointError, expected
 from gracl.images import storage
+from gracl.images.shards import ShardStore
+from gracl.learning.checkpoint import STATE_FILE, TrainState
+from gracl.relations.relate import relate
 from gracl.retrieval.agreement import agreement
-from gracl.runtime.extract import near
-from gracl.runtime.looking import look
+from gracl.retrieval.metrics import evaluate_retrieval
+from gracl.retrieval.page import page
+from gracl.retrieval.ranking import rank
+from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.extract import check, demand, describe_split, near
+from gracl.runtime.pages import Seen, judged_lines, parts
+from gracl.runtime.runs import Origin, origin
+from gracl.runtime.session import Demand, refusals, session
+from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import say
+from gracl.runtime.tracking import attempt
 from gracl.runtime.truth import objects_of
-from gracl.types import UNKNOWN
+from gracl.sections import Relations
+from gracl.types import UNKNOWN, Assignment, FeatureTable, RetrievalReport
 
 
 def review(config: ReviewConfig) -> dict[str, Any]:
@@ -30,11 +51,120 @@ def review(config: ReviewConfig) -> dict[str, Any]:
         ConfigError, ShardError, CheckpointError: before Ray starts.
         ClusteringCollapsed: fewer than two clusters.
     """
-
-    def truth(labels: Int64[ndarray, "images"]) -> tuple[Int64[ndarray, "images"], dict[str, float]]:
-        objects = objects_of(storage.absolute(config.data.root), config.data.train, near(config.data.cache))
-        if np.equal(objects, UNKNOWN).all():
+    started = time.perf_counter()
+    splits = [name for name in (config.data.train, config.data.query, config.data.gallery) if name]
+    check(config, config.data, splits)
+    state = load_run_state(storage.absolute(config.checkpoint))
+    relations, place = relations_of(state), _place_in_mlflow(config)
+    root = storage.absolute(config.data.root)
+    stores = {name: ShardStore.open(root, name, cache=near(config.data.cache)) for name in splits}
+    with session(_demand(config)):
+        tables = {name: _described(config, name, len(stores[name])) for name in splits}
+        assignment = _related(config, relations, tables[config.data.train], stores[config.data.train])
+    train = stores[config.data.train]
+    objects = np.full(len(train), UNKNOWN, np.int64)
+    if config.identities:
+        objects = objects_of(root, config.data.train, near(config.data.cache))
+        if (objects == UNKNOWN).all():
             say(f"note: the split {config.data.train} has no identities, so none are on the page")
-        return objects, agreement(labels, objects)
+    seen = Seen(train, tables[config.data.train], train.camera_ids(), assignment, objects)
+    judged, ranked = _judged(config, stores, tables) if config.data.query else (None, None)
+    figures = judged_lines(judged) if judged else []
+    figures += [[name, f"{value:.3g}"] for name, value in agreement(assignment.labels, objects).items()]
+    name = "/".join(PurePosixPath(config.checkpoint.removesuffix(STATE_FILE)).parts[-2:])
+    run: dict[str, Any] = {"recipe": state.recipe, "history": state.history}
+    sections = parts(seen, **run, figures=figures, ranked=ranked, clusters=config.clusters)
+    text = page(f"gracl review: {name}", sections).encode()
+    out = storage.absolute(config.out)
+    storage.write_bytes(out, text)
+    say(f"page: {out}")
+    return {
+        "out": out,
+        "bytes": len(text),
+        "clusters": assignment.clusters,
+        "noise": float((assignment.labels < 0).mean()),
+        "mAP": judged.mean_ap if judged else None,
+        "mlflow_run_id": _keep(place, text),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
 
-    return look(config, truth if config.identities else None)
+
+def relations_of(state: TrainState) -> Relations:
+    """The relations of the run that a checkpoint is of.
+
+    Raises:
+        CheckpointError: settings that this version does not know.
+    """
+    known = {
+        name.removeprefix("relations."): value for name, value in state.recipe.items() if name.startswith("relations.")
+    }
+    try:
+        return Relations.model_validate(known)
+    except ValidationError as error:
+        raise CheckpointError(
+            expected("a checkpoint whose relations this version knows", str(error), "train with this version")
+        ) from None
+
+
+def _demand(config: ReviewConfig) -> Demand:
+    """Describers and the task that clusters take turns, so the larger counts."""
+    crew = demand(config.scale)
+    return Demand(max(crew.cpus, config.relation_cpus), crew.gpus, parts=crew.parts, waits=crew.waits)
+
+
+def _described(config: ReviewConfig, split: str, images: int) -> Float32[ndarray, "images dim"]:
+    return FeatureTable.gather((plain for (plain,) in describe_split(config, config.data, split)), images)
+
+
+def _related(config: ReviewConfig, relations: Relations, features: ndarray, store: ShardStore) -> Assignment:
+    """Labels and proxies, made where the cluster has room for it."""
+    cameras = store.camera_ids()
+    options = relations.options() | {"threads": config.relation_threads, "device": "cpu"}
+    known = cameras if (cameras != UNKNOWN).any() else None
+    with refusals():
+        task = ray.remote(num_cpus=config.relation_cpus)(_relate)
+        found: Assignment = ray.get(task.remote(features, known, options))
+    return found
+
+
+def _relate(features: ndarray, cameras: ndarray | None, options: Mapping[str, Any]) -> Assignment:
+    return relate(features, cameras=cameras, **options)
+
+
+def _judged(
+    config: ReviewConfig, stores: Mapping[str, ShardStore], tables: Mapping[str, ndarray]
+) -> tuple[RetrievalReport, bytes]:
+    """The report and the ranked sheet."""
+    query, gallery = stores[config.data.query], stores[config.data.gallery]
+    sides = tables[config.data.query], tables[config.data.gallery]
+    who: dict[str, Any] = {"query_identities": query.identities(), "gallery_identities": gallery.identities()}
+    report = evaluate_retrieval(*sides, **who)
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "ranked.png")
+        ranking = rank(*sides, **who, k=10)
+        draw_ranked(picture, report, ranking, query=query, gallery=gallery, title="", queries=config.queries)
+        return report, picture.read_bytes()
+
+
+def _place_in_mlflow(config: ReviewConfig) -> tuple[str, Origin] | None:
+    """MLflow's URI and the run that the checkpoint lies in; None where it lies in none or nobody asked."""
+    found = origin(config.checkpoint) if config.log else None
+    uri = config.tracking_uri or (found.tracking_uri if found else None)
+    if found is None or uri is None:
+        if found or config.tracking_uri:
+            say("note: it is not known which MLflow run the checkpoint is of, so the page stays out of MLflow")
+        return None
+    return uri, found
+
+
+def _keep(place: tuple[str, Origin] | None, text: bytes) -> str | None:
+    """The id of the MLflow run that has the page now; None for none."""
+    if place is None:
+        return None
+    uri, run = place
+
+    def write(client: MlflowClient) -> None:
+        client.get_run(run.mlflow_run_id)  # MLflow remembers where a run's files go, also of another server
+        client.log_text(run.mlflow_run_id, text.decode(), f"review-{run.epoch}.html")
+
+    return run.mlflow_run_id if attempt(uri, write, "the review") else None

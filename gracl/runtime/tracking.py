@@ -268,9 +268,10 @@ def attempt(uri: str, write: Write, what: str) -> bool:
     return True
 
 
-def write_text(run_id: str, text: str, name: str, client: MlflowClient) -> None:
-    """A file of a run in MLflow; for `attempt`."""
-    client.log_text(run_id, text, name)
+def leave_text(run_id: str, text: str, name: str, client: MlflowClient) -> None:
+    """A file of a run in MLflow, where it has none of that name; for `attempt`."""
+    if name not in {file.path for file in client.list_artifacts(run_id)}:
+        client.log_text(run_id, text, name)
 
 
 @contextmanager

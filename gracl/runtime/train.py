@@ -18,15 +18,14 @@ from gracl.images import storage
 from gracl.images.shards import ShardStore
 from gracl.learning.fit import Splits
 from gracl.runtime.board import open_board, refusal_on
-from gracl.runtime.looking import look_at_the_end
-from gracl.runtime.onlooker import PAGES, Onlooker, onlooker_of
+from gracl.runtime.onlooker import PAGES, Onlooker, draw_last_page, onlooker_of
 from gracl.runtime.relation_actor import start_relation_actor
 from gracl.runtime.runs import PICTURE, Run, conclude, history_of, latest_epoch, prepare, record, register
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
 from gracl.runtime.terminal import say, watching
-from gracl.runtime.tracking import MlflowCallback, attempt, closing, is_complete, mend, tracking_uri, write_text
+from gracl.runtime.tracking import MlflowCallback, attempt, closing, is_complete, leave_text, mend, tracking_uri
 from gracl.runtime.worker import Job, Lesson, Source, train_worker
 
 
@@ -94,7 +93,7 @@ def leave_files(run: Run, uri: str) -> bool:
             taken &= attempt(uri, lambda client: client.log_artifact(run_id, str(copy)), PICTURE)
     for name in fnmatch.filter(storage.names_in(run.folder), PAGES):
         text = storage.read_bytes(storage.join(run.folder, name)).decode()
-        taken &= attempt(uri, partial(write_text, run_id, text, name), name)
+        taken &= attempt(uri, partial(leave_text, run_id, text, name), name)
     return taken and late is not None
 
 
@@ -146,9 +145,7 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
     if config.data.query:
         draw_pictures(run, actor, stores)
     if config.review_every:
-        ray.get(actor.drawn.remote())
-        ray.kill(actor)  # what it reserved is for the last page
-        look_at_the_end(run, uri)
+        draw_last_page(run, actor)
 
 
 def draw_pictures(run: Run, actor: Any, stores: Mapping[str, ShardStore]) -> None:

@@ -60,6 +60,16 @@ def test_fit_takes_its_options_from_the_root_of_the_config():
     assert Relations.model_fields["overlap"].default == parameters["overlap"].default
 
 
+def test_stability_is_not_looked_at_on_labels_of_other_weights():
+    with pytest.raises(ValidationError, match="eval_stability=0 with relations.overlap"):
+        TrainConfig(data={"root": "x"}, relations={"overlap": True}, eval_stability=2)
+
+
+def test_what_is_looked_at_is_no_part_of_the_recipe():
+    looked = TrainConfig(data={"root": "x"}, eval_stability=2, review_every=3)
+    assert looked.fingerprint() == TrainConfig(data={"root": "x"}).fingerprint()
+
+
 def test_relate_is_not_told_of_the_overlap_and_the_recipe_is():
     assert set(Relations().options()) == set(Relations.model_fields) - {"overlap"}
     fresh, stale = (TrainConfig(data={"root": "x"}, relations={"overlap": overlap}) for overlap in (False, True))

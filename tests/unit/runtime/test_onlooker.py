@@ -1,14 +1,20 @@
-"""Pages on the way: when they are due, and what becomes of one that fails."""
+"""Pages on the way: when they are due, one at a time, and what becomes of one that fails."""
 
 import re
+import threading
 
 import numpy as np
 import pytest
 
+from gracl.errors import ShardError
 from gracl.images.shards import ShardStore
 from gracl.randomness import rng
 from gracl.relations.relate import relate
-from gracl.runtime.onlooker import Onlooker
+from gracl.runtime import onlooker as onlooker_
+from gracl.runtime.drawing import Drawing
+from gracl.runtime.onlooker import Onlooker, draw_last_page
+from gracl.runtime.runs import Run
+from tests.toy import toy_config
 
 
 @pytest.fixture
@@ -26,21 +32,82 @@ def features(toy_shards):
     return (heaps / np.linalg.norm(heaps, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_a_page_is_due_each_n_epochs_and_not_on_untrained_weights(onlooker):
+@pytest.fixture
+def found(features):
+    return relate(features, k1=8, k2=3, eps=0.6, min_samples=2, threads=1)
+
+
+class Slow:
+    """An onlooker that draws until it may end."""
+
+    every = 2
+
+    def __init__(self):
+        self.drawn, self.may_end = [], threading.Event()
+
+    def wants(self, epoch):
+        return True
+
+    def draw(self, epoch, features, assignment, judged, history=()):
+        assert self.may_end.wait(30)
+        self.drawn.append((epoch, judged, history))
+
+
+def nobody():
+    return None
+
+
+def test_a_page_is_due_each_n_epochs_and_not_on_untrained_weights_nor_twice(onlooker, tmp_path):
     assert [epoch for epoch in range(10) if onlooker.wants(epoch)] == [3, 6, 9]
+    (tmp_path / "review-epoch-0006.html").write_text("there")
+    assert [epoch for epoch in range(10) if onlooker.wants(epoch)] == [3, 9]
 
 
-def test_a_page_without_a_judge_and_without_mlflow_is_in_the_folder(onlooker, features, tmp_path, caplog):
-    found = relate(features, k1=8, k2=3, eps=0.6, min_samples=2, threads=1)
-    onlooker.begin(3, features, found, None).join(60)
+def test_pages_are_drawn_one_at_a_time_and_what_is_missed_is_told(features, found):
+    slow = Slow()
+    drawing = Drawing(slow)
+    for epoch in range(5):
+        drawing.begin(epoch, features, found, nobody)
+    assert drawing.missed == ["epoch 4: the page before it was still being drawn"]
+    slow.may_end.set()
+    drawing.wait()
+    drawing.begin(6, features, found, nobody)
+    drawing.wait()
+    drawing.last(7, features, found, nobody, [{"epoch": 7.0}])
+    assert slow.drawn == [(2, None, ()), (6, None, ()), (7, None, [{"epoch": 7.0}])]
+
+
+def test_a_page_without_a_judge_and_without_mlflow_is_in_the_folder(onlooker, features, found, tmp_path, caplog):
+    drawing = Drawing(onlooker)
+    drawing.begin(3, features.astype(np.float16), found, nobody)
+    drawing.wait()
     text = (tmp_path / "review-epoch-0003.html").read_text()
     assert f"<td>clusters</td><td>{found.clusters}</td>" in text
     assert {"largest", "t-SNE"} <= set(re.findall(r'<img alt="([^"]*)"', text))
     assert "did not take the page on epoch 3" in caplog.text
+    assert drawing.missed == []
 
 
-def test_a_page_that_fails_is_logged_and_nothing_else(onlooker, features, tmp_path, caplog):
-    found = relate(features, k1=8, k2=3, eps=0.6, min_samples=2, threads=1)
-    onlooker.begin(3, features[:5], found, None).join(60)
-    assert "no page on epoch 3; the training goes on" in caplog.text
+def test_a_page_that_fails_is_told_of_and_nothing_else(onlooker, features, found, tmp_path):
+    def broken():
+        raise RuntimeError("no ranking")
+
+    drawing = Drawing(onlooker)
+    drawing.begin(3, features, found, broken)
+    drawing.wait()
+    drawing.last(4, features[:5], found, nobody, [])
+    assert drawing.missed[0] == "epoch 3: RuntimeError: no ranking"
+    assert drawing.missed[1].startswith("epoch 4: ")
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_a_last_page_that_cannot_be_described_costs_no_finished_training(toy_shards, tmp_path, monkeypatch, capsys):
+    def broken(*asked, **more):
+        raise ShardError("expected a shard; came none; ingest again")
+
+    monkeypatch.setattr(onlooker_, "describe_split", broken)
+    (tmp_path / "toy/epoch-0003").mkdir(parents=True)
+    config = toy_config(toy_shards)
+    run = Run(config, "toy", str(tmp_path), toy_shards, manifests={}, recipe={}, record={})
+    draw_last_page(run, actor=None)
+    assert "no page on epoch 3: ShardError: expected a shard; came none" in capsys.readouterr().err

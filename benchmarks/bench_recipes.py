@@ -1,6 +1,7 @@
-"""A comparison on one GPU without Ray: many small trainings side by side, each a process of its own on the same card.
+r"""A comparison on one GPU without Ray: many small trainings side by side, each a process of its own on the same card.
 
-    python -m benchmarks.bench_recipes pipelines/comparisons/momentum.yaml processes=14 out=FOLDER [concurrent=... ...]
+    python -m benchmarks.bench_recipes pipelines/comparisons/momentum.yaml processes=15 out=FOLDER \
+        'common=["scale.workers=1","eval_every=5","scale.worker_gpus=0.05"]'
 
 For a card that is lent by the minute. The runs are those of `pipelines/compare.py` (the same file, the same configs),
 learnt by `local_twin.learn`, which one Ray worker equals bit for bit; what is left out is Ray's start of each run, its
@@ -13,6 +14,7 @@ import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -20,7 +22,6 @@ import torch
 from benchmarks.bench_epoch import machine
 from benchmarks.local_twin import learn
 from gracl.cli import load_config
-from gracl.errors import GraclError
 from gracl.experiments import CompareConfig
 from gracl.retrieval.comparison import RunRecord, summarise
 from gracl.retrieval.tables import markdown, runs_csv
@@ -32,7 +33,7 @@ def one(trial: Trial, metric: str) -> tuple[str, RunRecord | None, str]:
     """A run from its first epoch to its last: name, record, and why there is none."""
     try:
         return trial.name, describe_run(trial, learn(trial.config).history, metric), ""
-    except GraclError as error:
+    except Exception as error:  # of one run, told in the table; a card that is full too
         return trial.name, None, f"{type(error).__name__}: {error}"
 
 
@@ -45,28 +46,30 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     records, failures = list[RunRecord](), dict[str, str]()
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to be started: each has a core
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        waiting = [pool.apply_async(one, (trial, config.metric)) for trial in trials]
-        while waiting:
-            ready = [result for result in waiting if result.ready()]
-            waiting = [result for result in waiting if result not in ready]
-            for name, record, why in (result.get() for result in ready):
-                if record:
-                    records.append(record)
-                else:
-                    failures[name] = why
-                reached = f"{record.mean_ap:.3f} {record.epoch_seconds:.2f} s an epoch" if record else why
-                print(f"{time.perf_counter() - started:.0f}s {name} {reached}", file=sys.stderr, flush=True)
-            if ready:
-                (out / "runs.csv").write_text(runs_csv(records, failures))
-            time.sleep(0.2)
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(one, trial, config.metric) for trial in trials]):
+            name, record, why = done.result()  # a process that was killed ends the bench here; the CSV file stays
+            if record:
+                records.append(record)
+            else:
+                failures[name] = why
+            reached = f"{record.mean_ap:.3f} {record.epoch_seconds:.2f} s an epoch" if record else why
+            print(f"{time.perf_counter() - started:.0f}s {name} {reached}", file=sys.stderr, flush=True)
+            (out / "runs.csv").write_text(runs_csv(records, failures))
     seconds = time.perf_counter() - started
     how = {"baseline": config.baseline or next(iter(config.presets)), "metric": config.metric}
-    title = f"{len(records)} runs on one card, {processes} at a time"
+    on_gpu = {trial.config.scale.worker_gpus > 0 for trial in trials}
+    place = "GPU and CPU" if len(on_gpu) > 1 else torch.cuda.get_device_name() if on_gpu == {True} else "the CPU"
+    title = f"{len(records)} runs on {place}, {processes} at a time"
     summaries = summarise(records, **how)
     (out / "table.md").write_text(markdown(summaries, failures, title=title, concurrent=processes, **how))
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    facts = {"machine": machine(), "card": card, "processes": processes, "runs": len(trials), "seconds": round(seconds)}
+    facts = {
+        "machine": machine(),
+        "learnt_on": place,
+        "processes": processes,
+        "runs": len(trials),
+        "seconds": round(seconds),
+    }
     (out / "facts.json").write_text(json.dumps(facts | {"config": config.model_dump(mode="json")}, indent=1) + "\n")
     print(json.dumps({"runs": len(records), "failed": failures, "seconds": round(seconds)}))
 

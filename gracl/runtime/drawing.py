@@ -6,6 +6,7 @@ Apart from `onlooker.py`, which draws, so that a relation actor without pages lo
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from numpy import ndarray
@@ -39,6 +40,23 @@ class Onlooker(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a page is about.
+
+    Attributes:
+        epoch: epochs that the weights have learnt.
+        features: of the train split, by these weights.
+        assignment: labels and proxies of these features.
+        latest: makes the last evaluation's ranking; called where the page is drawn.
+    """
+
+    epoch: int
+    features: Feature[ndarray, "images dim"]
+    assignment: Assignment
+    latest: Callable[[], Latest]
+
+
 class Drawing:
     """The pages of a run, begun and waited for.
 
@@ -50,31 +68,17 @@ class Drawing:
         self._onlooker, self.missed = onlooker, list[str]()
         self._thread: threading.Thread | None = None
 
-    def begin(
-        self,
-        epoch: int,
-        features: Feature[ndarray, "images dim"],
-        assignment: Assignment,
-        latest: Callable[[], Latest],
-    ) -> None:
+    def begin(self, found: Found) -> None:
         """Draws in a thread, where a page is due.
 
         A page holds the features of its epoch, so one that is due while another is drawn is missed.
-
-        Args:
-            epoch: epochs that the weights have learnt.
-            features: of the train split, by these weights.
-            assignment: labels and proxies of these features.
-            latest: makes the last evaluation's ranking; called in the thread.
         """
-        if not epoch or epoch % self._onlooker.every:
+        if not found.epoch or found.epoch % self._onlooker.every:
             return
         if self._thread and self._thread.is_alive():
-            self.missed.append(f"epoch {epoch}: the page before it was still being drawn")
+            self.missed.append(f"epoch {found.epoch}: the page before it was still being drawn")
             return
-        self._thread = threading.Thread(
-            target=self._due, args=(epoch, features, assignment, latest), name=f"page-{epoch}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._due, args=(found,), name=f"page-{found.epoch}", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -82,33 +86,19 @@ class Drawing:
         if self._thread:
             self._thread.join()
 
-    def last(
-        self,
-        epoch: int,
-        features: Feature[ndarray, "images dim"],
-        assignment: Assignment,
-        latest: Callable[[], Latest],
-        history: Sequence[Mapping[str, float]],
-    ) -> None:
-        """Draws here and now, whatever is there already. Arguments: as `begin` and `Onlooker.draw`."""
-        self._try(epoch, lambda: self._onlooker.draw(epoch, features, assignment, latest(), history))
+    def last(self, found: Found, history: Sequence[Mapping[str, float]]) -> None:
+        """Draws here and now, whatever is there already; `history` holds the figures of all epochs."""
+        self._try(found, lambda: self._draw(found, history))
 
-    def _due(
-        self,
-        epoch: int,
-        features: Feature[ndarray, "images dim"],
-        assignment: Assignment,
-        latest: Callable[[], Latest],
-    ) -> None:
-        def draw() -> None:
-            if self._onlooker.wants(epoch):
-                self._onlooker.draw(epoch, features, assignment, latest())
+    def _due(self, found: Found) -> None:
+        self._try(found, lambda: self._draw(found) if self._onlooker.wants(found.epoch) else None)
 
-        self._try(epoch, draw)
+    def _draw(self, found: Found, *history: Sequence[Mapping[str, float]]) -> None:
+        self._onlooker.draw(found.epoch, found.features, found.assignment, found.latest(), *history)
 
-    def _try(self, epoch: int, draw: Callable[[], None]) -> None:
+    def _try(self, found: Found, draw: Callable[[], None]) -> None:
         try:
             draw()
         except Exception as error:  # told of at the end; a training does not fail for a picture
-            LOG.exception("no page on epoch %s", epoch)
-            self.missed.append(f"epoch {epoch}: {type(error).__name__}: {error}")
+            LOG.exception("no page on epoch %s", found.epoch)
+            self.missed.append(f"epoch {found.epoch}: {type(error).__name__}: {error}")

@@ -89,7 +89,8 @@ class Onlooker:
             ShardError, ImageError, StorageError, GraclError: shards that are not here, a folder that takes nothing, too
                 little memory.
         """
-        require_memory(4 * features.size, "a second copy of the features, for a page", "set review_every=0")
+        if features.dtype != np.float32:
+            require_memory(4 * features.size, "a second copy of the features, for a page", "set review_every=0")
         stores = {name: ShardStore.open(self.root, name, cache=self.cache) for name in self.splits if name}
         train = stores[self.splits[0]]
         objects = np.full(len(train), UNKNOWN, np.int64)

@@ -26,7 +26,7 @@ from gracl.relations.stability import stability
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.ranking import rank as rank_gallery
 from gracl.runtime.board import throttled
-from gracl.runtime.drawing import Drawing, Latest, Onlooker
+from gracl.runtime.drawing import Drawing, Found, Latest, Onlooker
 from gracl.runtime.session import refusals
 from gracl.runtime.shards import find_on, start_shards
 from gracl.types import Assignment, FeatureTable, Identities, Ranking, RetrievalReport
@@ -179,7 +179,7 @@ class RelationActor:
     def _relate_seen(self, features: ndarray, *, epoch: int, **options: Any) -> Assignment:
         found = relate(features, epoch=epoch, **options)
         if self._drawing:
-            self._drawing.begin(epoch, features, found, partial(latest, self._judged))
+            self._drawing.begin(Found(epoch, features, found, partial(latest, self._judged)))
         return found
 
     def _last_page(self, epoch: int, tables: list[list[FeatureTable]], history: Sequence[Mapping[str, float]]) -> Any:
@@ -189,7 +189,7 @@ class RelationActor:
         drawing.wait()
 
         def work(features: ndarray, **options: Any) -> None:
-            drawing.last(epoch, features, relate(features, **options), partial(latest, judged), history)
+            drawing.last(Found(epoch, features, relate(features, **options), partial(latest, judged)), history)
 
         with self._one:
             self._start_shards()

@@ -11,7 +11,7 @@ from gracl.images.shards import ShardStore
 from gracl.randomness import rng
 from gracl.relations.relate import relate
 from gracl.runtime import onlooker as onlooker_
-from gracl.runtime.drawing import Drawing
+from gracl.runtime.drawing import Drawing, Found
 from gracl.runtime.onlooker import Onlooker, draw_last_page
 from gracl.runtime.runs import Run
 from tests.toy import toy_config
@@ -67,19 +67,19 @@ def test_pages_are_drawn_one_at_a_time_and_what_is_missed_is_told(features, foun
     slow = Slow()
     drawing = Drawing(slow)
     for epoch in range(5):
-        drawing.begin(epoch, features, found, nobody)
+        drawing.begin(Found(epoch, features, found, nobody))
     assert drawing.missed == ["epoch 4: the page before it was still being drawn"]
     slow.may_end.set()
     drawing.wait()
-    drawing.begin(6, features, found, nobody)
+    drawing.begin(Found(6, features, found, nobody))
     drawing.wait()
-    drawing.last(7, features, found, nobody, [{"epoch": 7.0}])
+    drawing.last(Found(7, features, found, nobody), [{"epoch": 7.0}])
     assert slow.drawn == [(2, None, ()), (6, None, ()), (7, None, [{"epoch": 7.0}])]
 
 
 def test_a_page_without_a_judge_and_without_mlflow_is_in_the_folder(onlooker, features, found, tmp_path, caplog):
     drawing = Drawing(onlooker)
-    drawing.begin(3, features.astype(np.float16), found, nobody)
+    drawing.begin(Found(3, features.astype(np.float16), found, nobody))
     drawing.wait()
     text = (tmp_path / "review-epoch-0003.html").read_text()
     assert f"<td>clusters</td><td>{found.clusters}</td>" in text
@@ -93,9 +93,9 @@ def test_a_page_that_fails_is_told_of_and_nothing_else(onlooker, features, found
         raise RuntimeError("no ranking")
 
     drawing = Drawing(onlooker)
-    drawing.begin(3, features, found, broken)
+    drawing.begin(Found(3, features, found, broken))
     drawing.wait()
-    drawing.last(4, features[:5], found, nobody, [])
+    drawing.last(Found(4, features[:5], found, nobody), [])
     assert drawing.missed[0] == "epoch 3: RuntimeError: no ranking"
     assert drawing.missed[1].startswith("epoch 4: ")
     assert not list(tmp_path.glob("*.html"))

@@ -144,7 +144,7 @@ def test_overlapped_two_workers_have_the_labels_of_one(ray_cluster, toy_shards, 
 
 
 def test_another_recipe_under_the_same_name_is_refused(one_worker, toy_shards, runs):
-    with pytest.raises(CheckpointError, match="loss.momentum: 0.1 in the checkpoint, 0.5 now"):
+    with pytest.raises(CheckpointError, match="loss.momentum: 0.9 in the checkpoint, 0.5 now"):
         train(toy_config(toy_shards, runs, name="one", epochs=5, loss__momentum=0.5))
 
 

@@ -45,7 +45,11 @@ def busy_actors(cluster: LocalCluster) -> list[dict[str, str]]:
 def test_a_stopped_job_frees_its_actors_and_the_next_one_goes_on(cluster, toy_shards, runs):
     command = training(toy_shards, runs, "job")
     assert cluster.command(*submit("first", *command, options=["--no-wait"])).code == 0
-    assert wait_until((runs / "job" / "epoch-0001").exists, 240), cluster.command("ray", "job", "logs", "first").text
+
+    def two() -> bool:
+        return (runs / "job").exists() and latest_epoch(str(runs / "job")) >= 2
+
+    assert wait_until(two, 240), cluster.command("ray", "job", "logs", "first").text
     stopped = cluster.command("ray", "job", "stop", "first")
     assert (stopped.code, cluster.job("first")) == (0, "STOPPED"), stopped.text
     assert wait_until(lambda: not busy_actors(cluster), 30), busy_actors(cluster)
@@ -57,7 +61,8 @@ def test_a_stopped_job_frees_its_actors_and_the_next_one_goes_on(cluster, toy_sh
     said = cluster.command(*submit("second", *training(toy_shards, runs, "job", epochs=epochs)))
     assert (said.code, cluster.job("second")) == (0, "SUCCEEDED"), said.text
     assert f"epoch {done + 1}/{epochs}" in said.text
-    assert f"epoch {done}/{epochs}" not in said.text
+    # The last may be done again: its folder is there before Ray's controller knows of it (docs/operations.md).
+    assert [epoch for epoch in range(1, done) if f"epoch {epoch}/{epochs}" in said.text] == []
     result = json.loads(next(line for line in said.text.splitlines() if line.startswith('{"run"')))
     assert (result["epochs"], result["mlflow_run_id"]) == (epochs, record["mlflow_run_id"])
     client = mlflow.MlflowClient(result["tracking_uri"])

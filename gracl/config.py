@@ -213,8 +213,8 @@ class TrainConfig(Section):
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide what is learnt: a run can be resumed only with the same ones."""
-        apart: tuple[str, ...] = ("scale.", "tracking.", "runs", "name", "epochs", "data.root", "data.cache", "eval_")
-        apart += ("review_every",)
+        apart: tuple[str, ...] = ("scale.", "tracking.", "runs", "name", "epochs", "data.root", "data.cache")
+        apart += ("eval_", "review_every")
         # Neighbour tables do not depend on who finds them, nor what is learnt on where the first weights lay.
         apart += ("relations.backend", "relations.block_rows", "relations.shards", "encoder.weights")
         recipe = {name: value for name, value in self.flat().items() if not name.startswith(apart)}

@@ -7,8 +7,6 @@ An epoch starts from weights (those of a teacher too, where there is one), optim
 """
 
 import math
-import time
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from gracl.errors import NonFiniteLoss, expected
 from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
+from gracl.learning.epoch_report import Clock, describe_epoch
 from gracl.learning.losses import Criterion
 from gracl.learning.optim import set_rate
 from gracl.learning.teacher import Teacher
@@ -347,62 +346,3 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def watched(progress: Progress, phase: str, images: int, ranks: int) -> Callable[[int], None]:
     """A rank's count of images as the progress of all, since the ranks go in step."""
     return lambda done: progress(phase, min(done * ranks, images), images)
-
-
-class Clock:
-    """Seconds by phase of one epoch, 0 for a phase that did not take place.
-
-    What was spent on reporting the epoch before it is this epoch's phase `keep`; `relate` is the waiting for labels,
-    before the training or (with `overlap`) after it.
-    """
-
-    def __init__(self) -> None:
-        self.started = self.last = time.perf_counter()
-        self.seconds = dict.fromkeys(("keep", "scan", "relate", "plan", "train", "judge", "epoch"), 0.0)
-
-    def next(self) -> "Clock":
-        """The clock of the next epoch, which begins where the last lap of this one ended."""
-        clock = Clock()
-        clock.started = clock.last = self.last
-        clock.lap("keep")
-        return clock
-
-    def lap(self, phase: str) -> None:
-        """Everything since the last lap belongs to `phase`, beside what belongs to it already."""
-        now = time.perf_counter()
-        self.seconds[phase] += now - self.last
-        self.last, self.seconds["epoch"] = now, now - self.started
-
-
-def describe_epoch(
-    epoch: int,
-    losses: Float[Tensor, "steps 5"],
-    assignment: Assignment,
-    plan: Plan,
-    clock: Clock,
-    retrieval: RetrievalReport | None,
-    untrained: RetrievalReport | None,
-) -> EpochReport:
-    """The report of an epoch from what its four lines returned.
-
-    All that it says of labels is said of those that were learnt. `cluster/label_age` is the epochs between their scan
-    and this epoch: 0, or 1 where the relation went on meanwhile (their `cluster/*_s` then are the scan's, not ours).
-    """
-    loss, inter, intra, instance, camera = losses.mean(0).tolist()
-    return EpochReport(
-        epoch=epoch,
-        loss=loss,
-        inter_loss=inter,
-        intra_loss=intra,
-        instance_loss=instance,
-        camera_loss=camera,
-        clusters=assignment.clusters,
-        noise_fraction=float((assignment.labels < 0).mean()),
-        images_per_second=plan.tickets.size / clock.seconds["train"],
-        seconds=clock.seconds,
-        stats=assignment.stats | {"label_age": float(epoch - assignment.epoch)},
-        checksums={"labels": zlib.crc32(assignment.labels.tobytes()), "plan": zlib.crc32(plan.tickets.tobytes())},
-        retrieval=retrieval,
-        untrained=untrained,
-        step_losses=tuple(losses[:, 0].tolist()),
-    )

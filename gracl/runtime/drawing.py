@@ -24,8 +24,8 @@ class Onlooker(Protocol):
 
     every: int
 
-    def wants(self, epoch: int) -> bool:
-        """Whether a page is due on the weights after so many epochs, and not there yet."""
+    def has(self, epoch: int) -> bool:
+        """Whether the page on the weights after so many epochs is there."""
         ...
 
     def draw(
@@ -91,7 +91,7 @@ class Drawing:
         self._try(found, lambda: self._draw(found, history))
 
     def _due(self, found: Found) -> None:
-        self._try(found, lambda: self._draw(found) if self._onlooker.wants(found.epoch) else None)
+        self._try(found, lambda: None if self._onlooker.has(found.epoch) else self._draw(found))
 
     def _draw(self, found: Found, *history: Sequence[Mapping[str, float]]) -> None:
         self._onlooker.draw(found.epoch, found.features, found.assignment, found.latest(), *history)

@@ -7,11 +7,9 @@ under a name of its own.
 import csv
 import io
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,10 +130,8 @@ def write_results(
         storage.write_bytes(storage.join(folder, f"queries{end}.csv"), lines.encode())
         by = f" with {', '.join(result['processed']['by'])}" if end else ""
         title = f"mAP {report.mean_ap:.1%}, mINP {report.mean_inp:.1%}{by}"
-        with tempfile.TemporaryDirectory() as near:
-            picture = Path(near, f"ranked{end}.png")
-            draw_ranked(picture, report, ranking, query=query, gallery=gallery, title=title)
-            storage.write_bytes(storage.join(folder, picture.name), picture.read_bytes())
+        picture = draw_ranked(report, ranking, query=query, gallery=gallery, title=title)
+        storage.write_bytes(storage.join(folder, f"ranked{end}.png"), picture)
     return folder
 
 

@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.util import ActorPool
 
-from gracl.config import ExtractConfig, ModelConfig
+from gracl.config import ExtractConfig, ModelConfig, TrainConfig
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
 from gracl.images.loading import load, share_tickets
@@ -124,6 +124,17 @@ def describe_split(
         for part in ActorPool(actors).map_unordered(lambda actor, chunk: actor.describe.remote(chunk), chunks):
             progress(len(part[0].indices))
             yield part
+
+
+def describe_train(config: TrainConfig, checkpoint: str) -> Iterator[FeatureTable]:
+    """The features of a run's train split by one of its checkpoints, in parts, with what its ranks reserved."""
+    model = ModelConfig(
+        checkpoint=checkpoint,
+        batch=config.scan_batch // config.scale.workers,
+        precision=config.precision,
+        scale=Crew(**{name: getattr(config.scale, name) for name in Crew.model_fields}),
+    )
+    return (plain for (plain,) in describe_split(model, config.data, config.data.train))
 
 
 def extract(config: ExtractConfig) -> dict[str, Any]:

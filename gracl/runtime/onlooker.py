@@ -5,7 +5,6 @@ images: some pictures are read from the shards, and a thread draws while the ran
 are not known here.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,22 +15,21 @@ import numpy as np
 import ray
 from numpy import ndarray
 
-from gracl.config import ModelConfig
 from gracl.errors import GraclError
 from gracl.images import storage
 from gracl.images.shards import ShardStore
 from gracl.measuring import require_memory
 from gracl.retrieval.page import page
 from gracl.runtime.checkpoints import load_run_state
-from gracl.runtime.extract import describe_split
+from gracl.runtime.drawing import Latest
+from gracl.runtime.extract import describe_train
 from gracl.runtime.pages import Seen, judged_lines, parts
 from gracl.runtime.runs import Run, latest_epoch
 from gracl.runtime.session import refusals
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import say
 from gracl.runtime.tracking import attempt, leave_text
-from gracl.sections import Crew
-from gracl.types import UNKNOWN, Assignment, Feature, Ranking, RetrievalReport
+from gracl.types import UNKNOWN, Assignment, Feature
 
 PAGES = "review-epoch-*.html"
 
@@ -64,16 +62,16 @@ class Onlooker:
     clusters: int = 4
     queries: int = 9
 
-    def wants(self, epoch: int) -> bool:
-        """Whether a page is due on the weights after `epoch` epochs, and not there from an earlier start of the run."""
-        return epoch > 0 and epoch % self.every == 0 and not storage.exists(self._place(epoch))
+    def has(self, epoch: int) -> bool:
+        """Whether the page on the weights after `epoch` epochs is there, from an earlier start of the run."""
+        return storage.exists(self._place(epoch))
 
     def draw(
         self,
         epoch: int,
         features: Feature[ndarray, "images dim"],
         assignment: Assignment,
-        judged: tuple[int, RetrievalReport, Ranking] | None,
+        judged: Latest,
         history: Sequence[Mapping[str, float]] = (),
     ) -> None:
         """Writes the page.
@@ -97,11 +95,8 @@ class Onlooker:
         seen = Seen(train, np.asarray(features, np.float32), train.camera_ids(), assignment, objects)
         ranked, figures = None, list[list[object]]()
         if judged:
-            with tempfile.TemporaryDirectory() as folder:
-                picture = Path(folder, "ranked.png")
-                query, gallery = stores[self.splits[1]], stores[self.splits[2]]
-                draw_ranked(picture, *judged[1:], query=query, gallery=gallery, title="", queries=self.queries)
-                ranked = picture.read_bytes()
+            query, gallery = stores[self.splits[1]], stores[self.splits[2]]
+            ranked = draw_ranked(*judged[1:], query=query, gallery=gallery, title="", queries=self.queries)
             figures = [["judged after epochs", judged[0]], *judged_lines(judged[1])]
         sections = parts(
             seen, recipe=self.recipe, history=history, figures=figures, ranked=ranked, clusters=self.clusters
@@ -135,16 +130,10 @@ def draw_last_page(run: Run, actor: Any) -> None:
 
     The relation actor clusters and draws, with all that it has: its GPU, its shards, what it judged last.
     """
-    config, epoch = run.config, latest_epoch(run.folder)
+    epoch = latest_epoch(run.folder)
     checkpoint = storage.join(run.folder, f"epoch-{epoch:04d}")
-    model = ModelConfig(
-        checkpoint=checkpoint,
-        batch=config.scan_batch // config.scale.workers,
-        precision=config.precision,
-        scale=Crew(**{name: getattr(config.scale, name) for name in Crew.model_fields}),
-    )
     try:
-        parts = [ray.put(plain) for (plain,) in describe_split(model, config.data, config.data.train)]
+        parts = [ray.put(part) for part in describe_train(run.config, checkpoint)]
         with refusals():
             missed = ray.get(actor.last_page.remote(epoch, parts, load_run_state(checkpoint).history))
     except (GraclError, ray.exceptions.RayError) as error:

@@ -21,6 +21,8 @@ Values = Mapping[str, Scalar]
 # Combinations of the ends of ranges that are tried as configs; beyond, each end by itself.
 _MOST_CORNERS = 256
 STABILITY = "cluster/stability"
+# The setting that says at which epochs a metric is told; of others every epoch tells.
+_TOLD_EVERY = dict.fromkeys(get_args(JudgedMetric), "eval_every") | {STABILITY: "eval_stability"}
 # What the sweep decides for all of its trials, and what makes another data set or start of it.
 _OURS = ("name", "runs", "tracking")
 _PLACES = (("data", "root"), ("data", "cache"), ("encoder", "weights"))
@@ -134,16 +136,15 @@ def _check_objective(config: TuneConfig, one: TrainConfig, values: Values) -> No
     if config.scheduler == "none":
         return
     # The first epoch that is told of at which asha may decide.
-    rhythms = dict.fromkeys(get_args(JudgedMetric), one.eval_every) | {STABILITY: one.eval_stability}
-    every = rhythms.get(config.metric, 1)
-    rhythm = " or eval_stability" if config.metric == STABILITY else " or eval_every" if every > 1 else ""
+    setting = _TOLD_EVERY.get(config.metric)
+    every = getattr(one, setting) if setting else 1
     first = -(-config.grace // every) * every
     if first >= one.epochs:
         raise ConfigError(
             expected(
                 f"an epoch with {config.metric} from grace={config.grace} on, before the last, for asha to decide at",
                 f"epochs={one.epochs}, the first at {first} ({where})",
-                f"lower grace{rhythm}, raise epochs, or set scheduler=none",
+                f"lower grace{f' or {setting}' if setting else ''}, raise epochs, or set scheduler=none",
             )
         )
 

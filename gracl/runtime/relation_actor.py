@@ -273,14 +273,12 @@ class RayRelator:
 
     def relate(self, epoch: int, part: FeatureTable) -> Assignment:
         """Labels and proxies; waits for all ranks."""
-        part = FeatureTable(part.indices, part.features.astype(self._precision, copy=False))
-        answer: Assignment = self._ask(self._actor.relate, epoch, [ray.put(part)])
+        answer: Assignment = self._ask(self._actor.relate, epoch, [self._sent(part)])
         return answer
 
     def stability(self, epoch: int, part: FeatureTable, labels: Int64[ndarray, "images"]) -> float:
         """How far other features give the same labels; waits for all ranks."""
-        part = FeatureTable(part.indices, part.features.astype(self._precision, copy=False))
-        answer: float = self._ask(self._actor.stability, epoch, [ray.put(part), ray.put(labels)])
+        answer: float = self._ask(self._actor.stability, epoch, [self._sent(part), ray.put(labels)])
         return answer
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
@@ -288,6 +286,9 @@ class RayRelator:
         parts = [ray.put(query), ray.put(gallery), *self._judged_by]
         answer: RetrievalReport = self._ask(self._actor.judge, epoch, parts)
         return answer
+
+    def _sent(self, part: FeatureTable) -> ObjectRef:
+        return ray.put(FeatureTable(part.indices, part.features.astype(self._precision, copy=False)))
 
     def _ask(self, method: Any, epoch: int, parts: list[ObjectRef]) -> Any:
         # `parts` are held until the answer is here: a restarted actor asks for them again.

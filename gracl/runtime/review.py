@@ -4,10 +4,9 @@ The train split is described and clustered once more, since a checkpoint holds n
 epoch would learn from. Identities of the train split are read only where they are asked for, after all else.
 """
 
-import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -139,11 +138,8 @@ def _judged(
     sides = tables[config.data.query], tables[config.data.gallery]
     who: dict[str, Any] = {"query_identities": query.identities(), "gallery_identities": gallery.identities()}
     report = evaluate_retrieval(*sides, **who)
-    with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder, "ranked.png")
-        ranking = rank(*sides, **who, k=10)
-        draw_ranked(picture, report, ranking, query=query, gallery=gallery, title="", queries=config.queries)
-        return report, picture.read_bytes()
+    ranking = rank(*sides, **who, k=10)
+    return report, draw_ranked(report, ranking, query=query, gallery=gallery, title="", queries=config.queries)
 
 
 def _place_in_mlflow(config: ReviewConfig) -> tuple[str, Origin] | None:

@@ -1,5 +1,6 @@
 """Draws the ranked results of a judged model: hard, middling and easy queries with the gallery images found."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from gracl.types import EMPTY, Ranking, RetrievalReport
 
 
 def draw_ranked(
-    path: Path,
     report: RetrievalReport,
     ranking: Ranking,
     *,
@@ -19,11 +19,10 @@ def draw_ranked(
     gallery: ShardStore,
     title: str,
     queries: int = 9,
-) -> None:
-    """Writes a PNG with one line per query, the hardest first.
+) -> bytes:
+    """A PNG with one line per query, the hardest first.
 
     Args:
-        path: of the PNG.
         ranking: gallery indices per query, best first.
         query, gallery: open stores; their identities colour the frames.
         queries: how many lines.
@@ -47,4 +46,7 @@ def draw_ranked(
                 note=f"AP {report.average_precisions[index]:.2f}",
             )
         )
-    ranked_sheet(path, rows, title=title)
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "ranked.png")
+        ranked_sheet(picture, rows, title=title)
+        return picture.read_bytes()

@@ -155,11 +155,9 @@ def draw_pictures(run: Run, actor: Any, stores: Mapping[str, ShardStore]) -> Non
         say("no pictures: the relation actor was restarted after the last evaluation; pipelines/evaluate.py draws them")
         return
     query, gallery = stores[run.config.data.query], stores[run.config.data.gallery]
-    with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder, PICTURE)
-        title = f"{run.name}: mAP {judged[0].mean_ap:.1%}"
-        draw_ranked(picture, *judged, query=query, gallery=gallery, title=title)
-        storage.write_bytes(storage.join(run.folder, PICTURE), picture.read_bytes())
+    title = f"{run.name}: mAP {judged[0].mean_ap:.1%}"
+    picture = draw_ranked(*judged, query=query, gallery=gallery, title=title)
+    storage.write_bytes(storage.join(run.folder, PICTURE), picture)
 
 
 def start_relations(run: Run, board: Any, cameras: list[ray.ObjectRef], onlooker: Onlooker | None = None) -> Any:

@@ -8,14 +8,12 @@ import ray
 from jaxtyping import Int64
 from numpy import ndarray
 
-from gracl.config import ModelConfig
 from gracl.images.shards import ShardStore
 from gracl.retrieval.agreement import agreement
-from gracl.runtime.extract import describe_split
+from gracl.runtime.extract import describe_train
 from gracl.runtime.relation_actor import RayRelator
 from gracl.runtime.runs import Run
 from gracl.runtime.train import start_relations
-from gracl.sections import Crew
 from gracl.types import NOISE, FeatureTable
 
 
@@ -28,14 +26,7 @@ def final_labels(run: Run, checkpoint: str) -> Int64[ndarray, "images"]:
         ClusteringCollapsed: fewer than two clusters.
     """
     config, images = run.config, run.sizes[run.config.data.train]
-    model = ModelConfig(
-        checkpoint=checkpoint,
-        batch=config.scan_batch // config.scale.workers,
-        precision=config.precision,
-        scale=Crew(**{name: getattr(config.scale, name) for name in Crew.model_fields}),
-    )
-    parts = (plain for (plain,) in describe_split(model, config.data, config.data.train))
-    features = FeatureTable.gather(parts, images)
+    features = FeatureTable.gather(describe_train(config, checkpoint), images)
     store = ShardStore.open(run.root, config.data.train, cache=config.data.cache)
     cameras = [ray.put(store.camera_ids())] if config.relations.wants_cameras else []
     actor = start_relations(run, None, cameras)

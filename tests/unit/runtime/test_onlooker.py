@@ -45,8 +45,8 @@ class Slow:
     def __init__(self):
         self.drawn, self.may_end = [], threading.Event()
 
-    def wants(self, epoch):
-        return True
+    def has(self, epoch):
+        return False
 
     def draw(self, epoch, features, assignment, judged, history=()):
         assert self.may_end.wait(30)
@@ -57,10 +57,14 @@ def nobody():
     return None
 
 
-def test_a_page_is_due_each_n_epochs_and_not_on_untrained_weights_nor_twice(onlooker, tmp_path):
-    assert [epoch for epoch in range(10) if onlooker.wants(epoch)] == [3, 6, 9]
-    (tmp_path / "review-epoch-0006.html").write_text("there")
-    assert [epoch for epoch in range(10) if onlooker.wants(epoch)] == [3, 9]
+def test_a_page_that_is_there_is_not_drawn_again(onlooker, features, found, tmp_path):
+    (tmp_path / "review-epoch-0003.html").write_text("there")
+    drawing = Drawing(onlooker)
+    drawing.begin(Found(3, features, found, nobody))
+    drawing.wait()
+    assert [epoch for epoch in range(10) if onlooker.has(epoch)] == [3]
+    assert (tmp_path / "review-epoch-0003.html").read_text() == "there"
+    assert drawing.missed == []
 
 
 def test_pages_are_drawn_one_at_a_time_and_what_is_missed_is_told(features, found):
@@ -105,7 +109,7 @@ def test_a_last_page_that_cannot_be_described_costs_no_finished_training(toy_sha
     def broken(*asked, **more):
         raise ShardError("expected a shard; came none; ingest again")
 
-    monkeypatch.setattr(onlooker_, "describe_split", broken)
+    monkeypatch.setattr(onlooker_, "describe_train", broken)
     (tmp_path / "toy/epoch-0003").mkdir(parents=True)
     config = toy_config(toy_shards)
     run = Run(config, "toy", str(tmp_path), toy_shards, manifests={}, recipe={}, record={})

@@ -73,6 +73,11 @@ class TrainConfig(Section):
         0.0, ge=0, lt=1, description="decay of a mean of the weights that clusters, is judged and is kept; 0: none"
     )
     seed: Count = Field(0, description="the seed of everything")
+    start: str | None = Field(
+        None,
+        description="folder of a checkpoint of another run to go on from: its weights, optimizer and epochs; other "
+        "settings may differ",
+    )
     runs: str = Field("runs", description="folder or URI where runs are kept")
     name: str = Field("", description="the run's name; a run of that name is resumed; default: made from the time")
     scale: Scale = Scale()
@@ -214,11 +219,13 @@ class TrainConfig(Section):
     def recipe(self) -> dict[str, Any]:
         """The settings that decide what is learnt: a run can be resumed only with the same ones."""
         apart: tuple[str, ...] = ("scale.", "tracking.", "runs", "name", "epochs", "data.root", "data.cache")
-        apart += ("eval_", "review_every")
+        apart += ("eval_", "review_every", "start")
         # Neighbour tables do not depend on who finds them, nor what is learnt on where the first weights lay.
         apart += ("relations.backend", "relations.block_rows", "relations.shards", "encoder.weights")
         recipe = {name: value for name, value in self.flat().items() if not name.startswith(apart)}
         recipe["encoder.weights"] = Path(self.encoder.weights).name if self.encoder.weights else None
+        if self.start:  # runs that were begun before there was this setting have no such line
+            recipe["start"] = "/".join(Path(self.start).parts[-2:])
         if not self.encoder.bn_group:
             recipe["scale.workers"] = self.scale.workers
         return recipe

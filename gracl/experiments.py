@@ -61,11 +61,18 @@ class TuneConfig(Section):
         "random", description="points drawn, every combination of choices, or proposed by what is known (optuna)"
     )
     trials: Count = Field(0, description="trials in all; 0: every combination, with search=grid")
-    scheduler: Literal["none", "asha"] = Field(
-        "none", description="asha stops trials early that fall behind the others"
+    scheduler: Literal["none", "asha", "pbt"] = Field(
+        "none",
+        description="asha stops trials early that fall behind the others; pbt (population-based training) lets them go "
+        "on from copies of the best, with their settings changed a little",
     )
     grace: Positive = Field(1, description="asha: epochs that every trial may do")
     reduction: Annotated[int, Field(ge=2)] = Field(3, description="asha: of so many trials one goes on")
+    exchange_every: Positive = Field(5, description="pbt: epochs between exchanges")
+    exchanged: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.25,
+        description="pbt: share of the trials that are replaced by copies of one of the best as many; at least one",
+    )
     concurrent: Positive = Field(1, description="trials at a time")
     seed: Count = Field(0, description="of the points; the seed of the trainings is one of their settings")
     out: str = Field(description="folder or URI for records, table, pictures and the best preset")
@@ -86,10 +93,17 @@ class TuneConfig(Section):
             f"search={self.search}, trials={self.trials}",
             "set trials=12" if self.search != "grid" else "leave out trials: every combination is tried once",
         )
+        for scheduler, settings in (("asha", ("grace", "reduction")), ("pbt", ("exchange_every", "exchanged"))):
+            refuse_unless(
+                self.scheduler == scheduler or self.model_fields_set.isdisjoint(settings),
+                f"scheduler={scheduler} beside {' and '.join(settings)}",
+                f"scheduler={self.scheduler}",
+                f"set scheduler={scheduler}, or leave them out",
+            )
         refuse_unless(
-            self.scheduler != "none" or {"grace", "reduction"}.isdisjoint(self.model_fields_set),
-            "scheduler=asha beside grace and reduction",
-            "scheduler=none",
-            "set scheduler=asha, or leave them out",
+            self.scheduler != "pbt" or (self.search == "random" and self.trials > 1),
+            "search=random and two trials or more with scheduler=pbt, whose first points are drawn",
+            f"search={self.search}, trials={self.trials}",
+            "set search=random and trials=8, or another scheduler",
         )
         return self

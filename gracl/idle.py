@@ -19,6 +19,7 @@ def idle(config: TrainConfig) -> list[str]:
         (relations.clustering != "hdbscan", clustering, "relations.min_cluster_size"),
         (relations.camera_aware, camera, "relations.k1 relations.k2"),
         (not relations.camera_aware, camera, by_camera),
+        (config.start is not None, "start, whose weights are gone on with", "encoder.weights"),
         (relations.inter_rule != "nearest_centroids", rule, "relations.centroids"),
         (relations.inter_rule != "log_sum_exp", rule, "relations.rule_temperature"),
         (relations.shards == 1, "relations.shards=1", "scale.shard_cpus scale.shard_gpus"),

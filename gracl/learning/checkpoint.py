@@ -65,6 +65,15 @@ class TrainState:
         view = {"height": height, "width": width}
         return TrainState(0, {}, {}, None, None, dict(recipe), dict(encoder.options), view)
 
+    def elsewhere(self, recipe: Mapping[str, object], *, height: int, width: int) -> "TrainState":
+        """This state as the beginning of another run: weights, optimizer, epochs done and their figures.
+
+        The best is sought anew among the epochs of that run, which has no checkpoint of those before. Labels for the
+        next epoch are left out: they were made by the settings of this run.
+        """
+        view = {"height": height, "width": width}
+        return replace(self, recipe=dict(recipe), view=view, best=None, best_epoch=None, assignment=None)
+
     def after(
         self,
         figures: dict[str, float],

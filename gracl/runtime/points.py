@@ -26,7 +26,11 @@ _TOLD_EVERY = dict.fromkeys(get_args(JudgedMetric), "eval_every") | {STABILITY: 
 # What the sweep decides for all of its trials, and what makes another data set or start of it.
 _OURS = ("name", "runs", "tracking")
 _PLACES = (("data", "root"), ("data", "cache"), ("encoder", "weights"))
-_APART = tuple(f"{section}.{key}" for section, key in _PLACES)
+# The setting of a trial that goes on from a copy of another: the folder of that copy within the folder of runs.
+START = "start"
+_APART = (START, *(f"{section}.{key}" for section, key in _PLACES))
+# What a trial could not change when it goes on from another one's weights.
+_STAYS = ("encoder.", "data.", "optim.optimizer", "teacher_decay", "epochs")
 
 
 def base_of(config: TuneConfig) -> dict[str, Any]:
@@ -42,6 +46,8 @@ def base_of(config: TuneConfig) -> dict[str, Any]:
         place = base.get(section, {}).get(key) if isinstance(base.get(section), dict) else None
         if isinstance(place, str):
             base = with_values(base, {f"{section}.{key}": storage.absolute(place)})
+    if isinstance(base.get(START), str):
+        base = with_values(base, {START: storage.absolute(base[START])})
     return base
 
 
@@ -57,7 +63,9 @@ def config_of(
         asked = checked_config(TrainConfig, with_values(base, values))
     except ConfigError as error:
         raise ConfigError(f"{told(values) or 'base'}: {error}") from None
-    ours = {"name": name_of(values), "runs": runs, "tracking": tracking or Tracking()}
+    ours: dict[str, Any] = {"name": name_of(values), "runs": runs, "tracking": tracking or Tracking()}
+    if START in values:
+        ours[START] = storage.join(runs, str(values[START]))
     return asked.model_copy(update=ours)
 
 
@@ -135,9 +143,12 @@ def _check_objective(config: TuneConfig, one: TrainConfig, values: Values) -> No
         raise ConfigError(expected(what, f"eval_stability=0 ({where})", "add eval_stability=1 to base"))
     if config.scheduler == "none":
         return
-    # The first epoch that is told of at which asha may decide.
     setting = _TOLD_EVERY.get(config.metric)
     every = getattr(one, setting) if setting else 1
+    if config.scheduler == "pbt":
+        _check_exchanges(config, one, where)
+        return
+    # The first epoch that is told of at which asha may decide.
     first = -(-config.grace // every) * every
     if first >= one.epochs:
         raise ConfigError(
@@ -147,6 +158,18 @@ def _check_objective(config: TuneConfig, one: TrainConfig, values: Values) -> No
                 f"lower grace{f' or {setting}' if setting else ''}, raise epochs, or set scheduler=none",
             )
         )
+
+
+def _check_exchanges(config: TuneConfig, one: TrainConfig, where: str) -> None:
+    """Refuses a population that could not exchange anything, or not what is sought."""
+    fixed = [name for name in config.space if name.startswith(_STAYS)]
+    if fixed:
+        what = "a space of what may change within a training with scheduler=pbt"
+        raise ConfigError(expected(what, ", ".join(fixed), "leave these out, or set another scheduler"))
+    if config.exchange_every >= one.epochs:
+        what = "an exchange before the last epoch with scheduler=pbt"
+        came = f"exchange_every={config.exchange_every}, epochs={one.epochs} ({where})"
+        raise ConfigError(expected(what, came, "lower exchange_every, or raise epochs"))
 
 
 def points(config: TuneConfig) -> list[dict[str, Scalar]]:
@@ -159,7 +182,7 @@ def points(config: TuneConfig) -> list[dict[str, Scalar]]:
     domains = distributions(config.space)
     # A choice among few values comes up twice; each point is tried once.
     for _ in range(1000 * config.trials):
-        values = {name: _plain(domain.sample(random_state=dice)) for name, domain in domains.items()}
+        values = {name: plain_value(domain.sample(random_state=dice)) for name, domain in domains.items()}
         found.setdefault(name_of(values), values)
         if len(found) == config.trials:
             return list(found.values())
@@ -184,7 +207,7 @@ def _distribution(domain: Domain) -> tune.search.sample.Domain:
     return tune.choice(list(domain.ends))
 
 
-def _plain(value: Scalar | Any) -> Scalar:
+def plain_value(value: Scalar | Any) -> Scalar:
     """A drawn value as Python has it; six digits of a float are more than a sweep can tell apart."""
     plain: Scalar = value.item() if hasattr(value, "item") else value
     return float(f"{plain:.6g}") if isinstance(plain, float) else plain

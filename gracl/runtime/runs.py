@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from gracl.config import TrainConfig
 from gracl.errors import CheckpointError, ConfigError, expected
 from gracl.images import storage
 from gracl.images.manifests import Manifest, read_manifest
-from gracl.learning.checkpoint import STATE_FILE, check_recipe
+from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe
 from gracl.learning.encoder import build_encoder
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.terminal import say, table
-from gracl.runtime.tracking import DataSplit, nesting, reopen_run, start_run
+from gracl.runtime.tracking import DataSplit, mend, nesting, reopen_run, start_run
 
 RECORD = "run.json"
 PICTURE = "ranked.png"
@@ -33,7 +33,9 @@ PICTURE = "ranked.png"
 class Run:
     """A run that may start: everything that can be checked without Ray has been.
 
-    `record` is what `run.json` in the run's folder holds: recipe, MLflow run, epochs done when it last ended.
+    `record` is what `run.json` in the run's folder holds: recipe, MLflow run, epochs done when it last ended, and those
+    that were done by another run. `start` is the state that it begins with; None for the first weights, and for a run
+    that has an epoch of its own.
     """
 
     config: TrainConfig
@@ -43,6 +45,7 @@ class Run:
     manifests: Mapping[str, Manifest]
     recipe: Mapping[str, Any]
     record: Mapping[str, Any]
+    start: TrainState | None = field(default=None, repr=False)
 
     @property
     def folder(self) -> str:
@@ -88,9 +91,39 @@ def prepare(config: TrainConfig) -> Run:
         check_recipe(saved["recipe"], recipe)
     _check_relations(config, manifests[config.data.train])
     # An unknown backbone or unfit weights fail here. A run that has an epoch needs its first weights no more.
-    first = {"weights": None} if latest_epoch(storage.join(runs, name)) else {}
-    build_encoder(**(config.encoder.options() | first), seed=config.seed)
-    return Run(config, name, runs, root, manifests, recipe, saved)
+    begun = bool(latest_epoch(storage.join(runs, name)))
+    first = {"weights": None} if begun or config.start else {}
+    encoder = build_encoder(**(config.encoder.options() | first), seed=config.seed)
+    start = None if begun or config.start is None else _start_of(config, recipe, encoder.options)
+    return Run(config, name, runs, root, manifests, recipe, saved, start)
+
+
+def _start_of(config: TrainConfig, recipe: Mapping[str, Any], encoder: Mapping[str, Any]) -> TrainState:
+    """The state to begin with, where this run can go on from it.
+
+    Raises:
+        CheckpointError: there is none, or it is torn.
+        ConfigError: of another encoder, optimizer or data, or of a run that went as far.
+    """
+    place = str(config.start)
+    state = load_run_state(place)
+    theirs = {"encoder": _form(state.encoder), "a teacher": state.teacher is not None}
+    ours: dict[str, Any] = {"encoder": _form(encoder), "a teacher": config.teacher_decay > 0}
+    for name in ("optim.optimizer", *(name for name in recipe if name.endswith("_digest"))):
+        theirs[name], ours[name] = state.recipe.get(name), recipe[name]
+    differing = [f"{name}: {theirs[name]!r} there, {ours[name]!r} here" for name in ours if theirs[name] != ours[name]]
+    if differing:
+        what = f"the encoder, optimizer and data of {place}"
+        raise ConfigError(expected(what, "; ".join(differing), "leave out start=, or give these settings as they were"))
+    if state.epoch >= config.epochs:
+        what = f"more epochs than the {state.epoch} of {place}"
+        raise ConfigError(expected(what, f"epochs={config.epochs}", "raise epochs: those of the start are counted"))
+    return state
+
+
+def _form(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides which weights an encoder has: not the dice of the first ones, nor how many images a norm sees."""
+    return {name: value for name, value in encoder.items() if name not in ("seed", "bn_group")}
 
 
 def _check_relations(config: TrainConfig, train: Manifest) -> None:
@@ -146,7 +179,8 @@ def _with_whole_paths(config: TrainConfig) -> TrainConfig:
         encoder = encoder.model_copy(update={"weights": storage.absolute(encoder.weights)})
     places = {"root": storage.absolute(data.root)} | ({"cache": storage.absolute(data.cache)} if data.cache else {})
     data = data.model_copy(update=places)
-    return config.model_copy(update={"encoder": encoder, "data": data, "runs": storage.absolute(config.runs)})
+    whole = {"encoder": encoder, "data": data, "runs": storage.absolute(config.runs)}
+    return config.model_copy(update=whole | ({"start": storage.absolute(config.start)} if config.start else {}))
 
 
 def _digests(config: TrainConfig, manifests: Mapping[str, Manifest]) -> dict[str, str]:
@@ -183,7 +217,10 @@ def register(run: Run, uri: str) -> Run:
         tags=tags,
         wait_s=run.config.tracking.wait_s,
     )
-    run = record(run, recipe=dict(run.recipe), mlflow_run_id=run_id, tracking_uri=uri, finished=0)
+    begins = run.start.epoch if run.start else 0
+    run = record(run, recipe=dict(run.recipe), mlflow_run_id=run_id, tracking_uri=uri, finished=0, begins=begins)
+    if run.start:
+        mend(uri, run_id, run.start.history)
     settings = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False)
     storage.write_bytes(storage.join(run.folder, "config.yaml"), settings.encode())
     return run
@@ -193,7 +230,7 @@ def record(run: Run, **news: Any) -> Run:
     """The run with news in its record, on the disk first."""
     changed = {**run.record, **news}
     storage.write_bytes(storage.join(run.folder, RECORD), json.dumps(changed, indent=1).encode())
-    return Run(run.config, run.name, run.runs, run.root, run.manifests, run.recipe, changed)
+    return replace(run, record=changed)
 
 
 def latest_epoch(folder: str) -> int:
@@ -242,6 +279,7 @@ def conclude(run: Run, uri: str) -> dict[str, Any]:
     if storage.exists(picture):
         say(f"pictures:   {picture}")
     say(f"review:     {review_command(uri)}")
+    own = state.history[run.record.get("begins", 0) :]  # what was done by the run that it started from took time there
     untrained = {
         name.removeprefix("untrained/"): value for name, value in state.history[0].items() if "untrained/" in name
     }
@@ -258,8 +296,8 @@ def conclude(run: Run, uri: str) -> dict[str, Any]:
         "best": judged_figures(state.history[state.best_epoch - 1]) if state.best_epoch else None,
         "best_is_selected_on": run.config.data.query and "the query and gallery splits that it is reported on",
         "seconds": {
-            name.removeprefix("time/").removesuffix("_s"): round(sum(row.get(name, 0.0) for row in state.history), 2)
-            for name in state.history[0]
+            name.removeprefix("time/").removesuffix("_s"): round(sum(row.get(name, 0.0) for row in own), 2)
+            for name in own[0]
             if name.startswith("time/")
         },
     }

@@ -27,6 +27,7 @@ from gracl.images import storage
 from gracl.runtime.grid import runs_of
 from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave, prepared, tell_rest_of
 from gracl.runtime.points import Values, base_of, check_sweep, corners, distributions, name_of, points, told
+from gracl.runtime.population import evolve, generation
 from gracl.runtime.runs import RECORD
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sweep_findings import report
@@ -63,11 +64,14 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
     known = {point.name: point for point in swept.known()}
     listed = points(config)
     digests = _check_trials(swept, listed or _some_corners(config))
-    what = {"base": base, "digests": digests} | json.loads(config.model_dump_json(exclude={*_FREE, "base"}))
+    what = {"base": base, "digests": digests} | json.loads(config.model_dump_json(exclude={*_free(config), "base"}))
     _check_same(config, what)
     open_points = [values for values in listed if name_of(values) not in known or not _ended(known[name_of(values)])]
     ended = sum(_ended(point) for point in known.values())
     left = len(open_points) if config.search != "tpe" else max(0, config.trials - ended)
+    if config.scheduler == "pbt":
+        epochs = swept.training(listed[0]).epochs
+        left = len(listed) if generation(config, epochs, listed, known).left else 0
     say(f"{len(listed) or config.trials} trials in {config.out}, {ended} of them done")
     try:
         with session(_demand(swept, left)) if left else nullcontext():
@@ -78,7 +82,7 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
                     tried = config.model_copy(
                         update={"tracking": config.tracking.model_copy(update={"parent": parent})}
                     )
-                    _learn(replace(swept, config=tried), open_points, list(known.values()), left, uri)
+                    _learn_all(replace(swept, config=tried), open_points, listed, list(known.values()), left, uri)
                 found = swept.known()
                 result = report(config, base, found, uri, parent)
                 if not result["best"]:
@@ -91,6 +95,13 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
         say("stopped; what is done is kept. To go on, run the same command")
         raise
     return result
+
+
+def _free(config: TuneConfig) -> tuple[str, ...]:
+    """Names of the settings that do not make it another sweep; the trials of a population do."""
+    if config.scheduler != "pbt":
+        return *_FREE, "exchange_every", "exchanged"  # sweeps of before there was pbt did not write these down
+    return tuple(name for name in _FREE if name != "trials")
 
 
 def _ended(point: Point) -> bool:
@@ -193,7 +204,7 @@ class Listener(tune.Callback):
         """A trial is done, or the scheduler has stopped it."""
         name, metric = name_of(trial.config[POINT]), self._sweep.config.metric
         point = self._sweep.read(name)
-        if point and point.state != "done":
+        if point and point.state != "done" and not (self._sweep.until and point.epochs >= self._sweep.until):
             seen = self._seen.get(name, [])
             point = replace(point, state="stopped", history=seen, epochs=int(seen[-1]["epoch"]) if seen else 0)
             self._sweep.write(point)
@@ -224,6 +235,16 @@ class Listener(tune.Callback):
 def _end_early(run_id: str, epochs: int, client: MlflowClient) -> None:
     client.set_tag(run_id, "gracl.stopped_early", str(epochs))
     client.set_terminated(run_id, status="KILLED")
+
+
+def _learn_all(
+    swept: Sweep, left_points: Sequence[Values], listed: Sequence[Values], known: Sequence[Point], left: int, uri: str
+) -> None:
+    """The trials that are left: each to its end, or a population from exchange to exchange."""
+    if swept.config.scheduler == "pbt":
+        evolve(swept, listed, lambda now, some: _learn(now, some, [], len(some), uri))
+    else:
+        _learn(swept, left_points, known, left, uri)
 
 
 def _learn(swept: Sweep, listed: Sequence[Values], known: Sequence[Point], left: int, uri: str) -> None:
@@ -260,7 +281,7 @@ def _learn(swept: Sweep, listed: Sequence[Values], known: Sequence[Point], left:
 
 def _scheduler(swept: Sweep) -> TrialScheduler | None:
     config = swept.config
-    if config.scheduler == "none":
+    if config.scheduler != "asha":
         return None
     most = max(swept.training(corner).epochs for corner in corners(config.space))
     return ASHAScheduler(time_attr="epoch", max_t=most, grace_period=config.grace, reduction_factor=config.reduction)

@@ -18,7 +18,8 @@ from gracl.config import TrainConfig
 from gracl.experiments import TuneConfig, UnjudgedMetric
 from gracl.images import storage
 from gracl.retrieval.sweep_charts import Axis, Tried, metric_chart, parallel_chart
-from gracl.runtime.points import config_of, told
+from gracl.runtime.points import START, config_of, told
+from gracl.runtime.population import lineage
 from gracl.runtime.runs import review_command
 from gracl.runtime.sweep_trial import Point
 from gracl.runtime.terminal import say
@@ -85,7 +86,7 @@ def written(
         "sweep.yaml": yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False),
     }
     if best:
-        texts["best.yaml"] = preset(config, base, best)
+        texts["best.yaml"] = preset(config, base, best, lineage(best, {one.name: one for one in ranked}))
     tried = [
         Tried(one.values, 100 * reached if "val/" in config.metric else reached, one.state == "done")
         for one in ranked
@@ -104,13 +105,18 @@ def written(
 
 def table(config: TuneConfig, ranked: Sequence[Point]) -> str:
     """The trials as Markdown, the failures with their reasons, and what the columns mean."""
-    heads = ["run", *config.space, config.metric, "epochs", "state"]
+    heads = ["run", *config.space, config.metric, "epochs", "state", *_copied(config)]
     lines = [f"# Sweep {Path(config.out).name}", f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}"]
     for one in ranked:
         reached = one.reached(config.metric)
         cells = [one.name, *(_cell(one.values[name]) for name in config.space)]
         cells += ["" if reached is None else f"{reached:.4f}", str(one.epochs), one.state]
+        cells += [str(one.values.get(name, "")) for name in _copied(config)]
         lines[-1] += f"\n| {' | '.join(cells)} |"
+    best = ranked[0] if ranked and ranked[0].state == "done" else None
+    steps = lineage(best, {one.name: one for one in ranked}) if best and _copied(config) else []
+    if steps:
+        lines += ["## How the best came to be", "\n".join(f"- {step}" for step in steps)]
     failed = [f"- `{one.name}` ({told(one.values)}): {' '.join(one.why.split())}" for one in ranked if one.why]
     if failed:
         lines += ["## Failed", "\n".join(failed)]
@@ -123,6 +129,11 @@ def table(config: TuneConfig, ranked: Sequence[Point]) -> str:
     chosen = CHOSEN if config.metric.startswith("val/") else ""
     notes = NOTES.format(metric=config.metric, chosen=chosen, few=f"Here over {done} trials.")
     return "\n\n".join([*lines, "## What the columns mean", notes]) + "\n"
+
+
+def _copied(config: TuneConfig) -> tuple[str, ...]:
+    """The column that says of which trial, after how many epochs, a trial began as a copy."""
+    return (START,) if config.scheduler == "pbt" else ()
 
 
 def _cell(value: Any) -> str:
@@ -150,24 +161,26 @@ def as_csv(config: TuneConfig, ranked: Sequence[Point]) -> str:
     figures = sorted({name for one in ranked if one.history for name in one.history[-1]})
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "state", "epochs", *config.space, *figures, "why"])
+    writer.writerow(["run", "state", "epochs", *config.space, *_copied(config), *figures, "why"])
     for one in ranked:
         last: Mapping[str, float] = one.history[-1] if one.history else {}
-        cells = [one.values[name] for name in config.space] + [last.get(name, "") for name in figures]
+        cells = [one.values.get(name, "") for name in (*config.space, *_copied(config))]
+        cells += [last.get(name, "") for name in figures]
         writer.writerow([one.name, one.state, one.epochs, *cells, " ".join(one.why.split())])
     return out.getvalue()
 
 
-def preset(config: TuneConfig, base: Mapping[str, Any], best: Point) -> str:
+def preset(config: TuneConfig, base: Mapping[str, Any], best: Point, steps: Sequence[str] = ()) -> str:
     """The settings of a trial that differ from what a training has by itself, as a file for the training door.
 
-    Left out are the place of the data, which is given anew, and what the sweep decided for all trials.
+    Left out are the place of the data, which is given anew, and what the sweep decided for all trials. Where the trial
+    came to its settings in several `steps`, they stand above as comments.
     """
     settings = config_of(base, best.values).flat()
     plain = TrainConfig.model_validate({"data": {"root": ""}}).flat()
     nested: dict[str, Any] = {}
     for name, value in settings.items():
-        if value == plain[name] or name.startswith(("data.root", "data.cache", "tracking.", "runs", "name")):
+        if value == plain[name] or name.startswith(("data.root", "data.cache", "tracking.", "runs", "name", START)):
             continue
         *sections, key = name.split(".")
         place = nested
@@ -176,6 +189,9 @@ def preset(config: TuneConfig, base: Mapping[str, Any], best: Point) -> str:
         place[key] = value
     reached = f"{config.metric} {best.history[-1][config.metric]:.4f} after {best.epochs} epochs"
     head = f"# The best of sweep {Path(config.out).name}: {reached}.\n# pipelines/train.py best.yaml data.root=...\n"
+    if len(steps) > 1:
+        head += "# It was not trained with them from its first epoch on; it came to them so:\n"
+        head += "".join(f"# - {step}\n" for step in steps)
     return head + yaml.safe_dump(nested, sort_keys=False)
 
 

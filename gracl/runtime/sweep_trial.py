@@ -60,16 +60,19 @@ class Sweep:
         config: with whole paths, and the parent of the MLflow runs.
         base: the settings of all trials, nested.
         runs, records: folders.
+        until: epochs of a trial for now; 0: all of them.
     """
 
     config: TuneConfig
     base: Mapping[str, Any]
     runs: str
     records: str
+    until: int = 0
 
     def training(self, values: Values) -> TrainConfig:
-        """The training of a trial."""
-        return config_of(self.base, values, runs=self.runs, tracking=self.config.tracking)
+        """The training of a trial, as far as it is to go for now."""
+        config = config_of(self.base, values, runs=self.runs, tracking=self.config.tracking)
+        return config.model_copy(update={"epochs": self.until}) if self.until else config
 
     def place(self, name: str) -> str:
         """Where the record of a trial lies."""
@@ -110,7 +113,9 @@ def sweep_trial(chosen: Mapping[str, Values], swept: Sweep) -> None:
     The last epoch is told when its record is written: at the last epoch Tune may end this process.
     """
     values = dict(chosen[POINT])
-    point, config = Point(name_of(values), values), swept.training(values)
+    name, config = name_of(values), swept.training(values)
+    # What was reached before the last exchange is known; a trial that is not of a population begins or is begun anew.
+    point = (swept.read(name) if swept.until else None) or Point(name, values)
     swept.write(point)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here()})
     task = beside(finish, config, queue)
@@ -124,7 +129,8 @@ def sweep_trial(chosen: Mapping[str, Values], swept: Sweep) -> None:
     with refusals():
         history = ray.get(task)
     judged = [row for row in history if metric in row]
-    swept.write(replace(point, state="done", epochs=len(history), history=judged))
+    whole = config.epochs >= replace(swept, until=0).training(values).epochs
+    swept.write(replace(point, state="done" if whole else "begun", epochs=len(history), history=judged))
     _tell(judged[-1], metric)
 
 

@@ -139,7 +139,7 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
         ),
         **streamed(run, board),
     )
-    done = latest_epoch(run.folder)
+    done = latest_epoch(run.folder) or run.record.get("begins", 0)
     with watching(board, epochs=config.epochs, done=done), interruptible():
         fit_or_explain(trainer, board, run)
     if config.data.query:
@@ -205,6 +205,7 @@ def describe_job(
         judged_by=judged_by,
         threads=config.scale.worker_threads,
         recipe=run.recipe,
+        start=config.start,
         precision=config.relations.precision,
     )
 

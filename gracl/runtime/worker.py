@@ -29,6 +29,7 @@ from gracl.learning.fit import Batches, Splits, fit
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer, rate_factor
 from gracl.runtime.board import silent, throttled
+from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.nodes import NodeMonitor
 from gracl.runtime.ranks import TorchRanks
 from gracl.runtime.relation_actor import RayRelator
@@ -85,6 +86,7 @@ class Job:
     judged_by: list[ObjectRef]
     threads: int
     recipe: Mapping[str, Any]
+    start: str | None = None
     precision: str = "float32"
 
 
@@ -130,7 +132,7 @@ def _train(job: Job) -> None:
     ranks = TorchRanks(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(job.threads)
     device = ray.train.torch.get_device()
-    state = resumed()
+    state = resumed() or started(job)
     # Whoever has a state needs the first weights no more, and their file may be gone.
     first = {"weights": None} if state else {}
     encoder, criterion, optimizer = build(replace(job.lesson, encoder={**job.lesson.encoder, **first}), device)
@@ -192,6 +194,13 @@ def resumed() -> TrainState | None:
         return None
     with checkpoint.as_directory() as folder:
         return load_state(folder)
+
+
+def started(job: Job) -> TrainState | None:
+    """The state to begin with, when this run goes on from another one's."""
+    if job.start is None:
+        return None
+    return load_run_state(job.start).elsewhere(job.recipe, height=job.source.height, width=job.source.width)
 
 
 def report_epoch(

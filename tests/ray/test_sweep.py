@@ -185,3 +185,40 @@ def test_a_trial_that_falls_behind_is_stopped_and_proposals_begin_with_what_was_
         [client.get_run(found["mlflow_run_id"]).info.experiment_id], f"tags.`mlflow.runName` = '{name_of(bad)}'"
     )
     assert (stopped.info.status, stopped.data.tags["gracl.stopped_early"]) == ("KILLED", "1")
+
+
+def test_a_population_exchanges_and_its_copies_equal_local_runs_that_go_on(ray_cluster, toy_shards, tmp_path):
+    swept = asked(
+        toy_shards,
+        tmp_path,
+        epochs=2,
+        search="random",
+        trials=2,
+        scheduler="pbt",
+        exchange_every=1,
+        space={"optim.rate": {"loguniform": [0.0001, 0.001]}},
+    )
+    swept = swept.model_copy(update={"base": (*swept.base, "relations.min_samples=2")})
+    found = sweep(swept)
+    assert found["trials"] == {"done": 2, "stopped": 1, "failed": 0}
+    base, records = base_of(swept), Sweep(swept, base_of(swept), str(tmp_path / "runs"), str(tmp_path / "trials"))
+    known = records.known()
+    (copy,) = (point for point in known if "start" in point.values)
+    (ended,) = (point for point in known if point.state == "stopped")
+    (donor,) = (point for point in known if point not in (copy, ended))
+    assert copy.values["start"] == f"{donor.name}/start-0001"
+    assert ended.history[0]["val/mAP"] <= donor.history[0]["val/mAP"]
+    assert [row["epoch"] for row in donor.history] == [row["epoch"] for row in copy.history] == [1.0, 2.0]
+    config = config_of(base, copy.values)
+    first = learn(config_of(base, donor.values).model_copy(update={"epochs": 1}))
+    begun = first.elsewhere(config.recipe(), height=32, width=16)
+    assert_same_run(load_state(tmp_path / "runs" / copy.name / "epoch-0002"), learn(config, state=begun))
+    assert not list((tmp_path / "runs").glob("*/start-*"))
+    page = Path(found["table"]).read_text()
+    assert "| stopped |  |\n" in page
+    assert f"{donor.name}/start-0001 |" in page
+    preset = load_config(TrainConfig, [found["best_preset"], f"data.root={toy_shards}"])
+    assert preset.start is None
+    assert preset.optim.rate == found["best"]["values"]["optim.rate"]
+    again = sweep(swept)
+    assert (again["best"], again["trials"]) == (found["best"], found["trials"])

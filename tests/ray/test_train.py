@@ -120,6 +120,22 @@ def test_a_run_stopped_after_an_epoch_and_resumed_equals_an_unbroken_one(ray_clu
     assert plans[0] == plans[1]
 
 
+def test_another_run_goes_on_from_a_checkpoint_with_other_settings(one_worker, toy_shards, runs):
+    changes = {"epochs": 5, "loss__inter_temperature": 0.2, "start": one_worker["checkpoint"]}
+    result = train(toy_config(toy_shards, runs, name="from-one", **changes))
+    config = toy_config(toy_shards, **changes)
+    begun = load_state(one_worker["checkpoint"]).elsewhere(config.recipe(), height=32, width=16)
+    state = load_state(result["checkpoint"])
+    assert_same_run(state, learn(config, state=begun))
+    assert state.recipe["start"] == "one/epoch-0003"
+    assert (state.best_epoch, result["epochs"]) in {(4, 5), (5, 5)}
+    assert result["seconds"]["train"] == pytest.approx(
+        sum(row["time/train_s"] for row in state.history[3:]), abs=0.01
+    ), "seconds are meant to be those of this run"
+    points = mlflow.MlflowClient(result["tracking_uri"]).get_metric_history(result["mlflow_run_id"], "train/loss")
+    assert [point.step for point in points] == [1, 2, 3, 4, 5], "the curve is meant to be whole"
+
+
 def test_overlapped_one_worker_that_is_killed_and_resumed_equals_the_local_run(ray_cluster, toy_shards, runs):
     """Threads that ask, labels that wait in the checkpoint, and the group that takes them up from there."""
     changes = {"relations__overlap": True, "epochs": 4}

@@ -4,7 +4,6 @@ from typing import Any
 
 from jaxtyping import Int64
 from numpy import ndarray
-from sklearn.metrics import adjusted_rand_score
 
 from gracl.errors import ClusteringCollapsed
 from gracl.relations.refining import own_clusters
@@ -25,6 +24,9 @@ def stability(features: Feature[ndarray, "images dim"], labels: Int64[ndarray, "
         labels: -1 for noise.
         options: of `relate`; the proxies' are of no account.
     """
+    # scikit-learn costs a second of the start of every process that could ask for this; few do.
+    from sklearn.metrics import adjusted_rand_score
+
     try:
         others = relate(features, **options).labels
     except ClusteringCollapsed:

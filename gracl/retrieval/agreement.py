@@ -6,7 +6,6 @@ For judging a run when it is over. Nothing that trains may know of this file (`t
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from gracl.types import NOISE, UNKNOWN
 
@@ -26,6 +25,9 @@ def agreement(labels: Int64[ndarray, "images"], objects: Int64[ndarray, "images"
         there are, noise included.
         Empty where no object is known. Where all images are noise `ari`, `nmi` and `purity` are missing.
     """
+    # scikit-learn costs a second of the start of every process that could ask for this.
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     known = objects != UNKNOWN
     labels, objects = labels[known], objects[known]
     if not len(objects):

@@ -9,7 +9,6 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy import ndarray
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from gracl.randomness import rng
@@ -77,6 +76,9 @@ def map_chart(
     Colours go round: neighbours of one colour may be two clusters. Noise is grey; a star is an inter-ID proxy, a
     triangle an intra-ID proxy. Of more than `most` images some are drawn, always the same.
     """
+    # scikit-learn costs two seconds of the start of every process that could draw this, which all of a training could.
+    from sklearn.manifold import TSNE
+
     some = np.sort(rng(0, "map").permutation(len(features))[:most])
     perplexity = min(30.0, max(2.0, (len(some) - 1) / 4))
     with threadpool_limits(1):  # its threads wait for each other: on a busy machine they take minutes, and one seconds

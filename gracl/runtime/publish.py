@@ -24,6 +24,7 @@ from gracl.retrieval.card import model_card
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.runs import origin
 from gracl.runtime.terminal import say
+from gracl.runtime.tracking import without_password
 
 # What the encoder imports; the code of gracl itself travels with the model.
 NEEDED = ("torch", "numpy", "jaxtyping", "scipy", "numba", "psutil")
@@ -48,6 +49,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     uri = config.tracking_uri or found.tracking_uri
     if uri is None:
         raise ConfigError(expected("tracking_uri", "none, and the run does not say it", "name the run's MLflow"))
+    without_password(uri)
     state, run_id = load_run_state(storage.absolute(config.checkpoint)), found.mlflow_run_id
     client, artifact = MlflowClient(uri), f"model-{found.epoch}"
     with tempfile.TemporaryDirectory() as near:

@@ -33,7 +33,7 @@ from gracl.runtime.runs import Origin, origin
 from gracl.runtime.session import Demand, refusals, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import say
-from gracl.runtime.tracking import attempt
+from gracl.runtime.tracking import attempt, without_password
 from gracl.runtime.truth import objects_of
 from gracl.sections import Relations
 from gracl.types import UNKNOWN, Assignment, FeatureTable, RetrievalReport
@@ -146,6 +146,8 @@ def _place_in_mlflow(config: ReviewConfig) -> tuple[str, Origin] | None:
     """MLflow's URI and the run that the checkpoint lies in; None where it lies in none or nobody asked."""
     found = origin(config.checkpoint) if config.log else None
     uri = config.tracking_uri or (found.tracking_uri if found else None)
+    if uri is not None:
+        without_password(uri)
     if found is None or uri is None:
         if found or config.tracking_uri:
             say("note: it is not known which MLflow run the checkpoint is of, so the page stays out of MLflow")

@@ -12,7 +12,6 @@ from typing import Any, get_args
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric
-from scipy.stats import spearmanr
 
 from gracl.config import TrainConfig
 from gracl.experiments import TuneConfig, UnjudgedMetric
@@ -145,6 +144,8 @@ def correlations(points: Sequence[Point]) -> dict[str, float]:
 
     Empty where fewer than three were judged; a figure that is the same for all has none.
     """
+    from scipy.stats import spearmanr  # a second of the start of every process that trains in a sweep
+
     rows = [one.history[-1] for one in points if one.state == "done" and "val/mAP" in one.history[-1]]
     found = {}
     for name in get_args(UnjudgedMetric):

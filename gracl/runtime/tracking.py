@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 import numpy
@@ -44,7 +45,7 @@ def tracking_uri(uri: str | None, runs: str) -> str:
 
     Raises:
         ConfigError: no URI with runs kept on remote storage, where no SQLite file can lie; or a relative SQLite path,
-            which would be another file in every process.
+            which would be another file in every process; or a password in it.
     """
     if uri is None:
         if not storage.is_local(runs):
@@ -58,7 +59,24 @@ def tracking_uri(uri: str | None, runs: str) -> str:
         raise ConfigError(
             expected("an absolute SQLite path (sqlite:////...)", uri, "give the whole path: workers run elsewhere")
         )
-    return uri
+    return without_password(uri)
+
+
+def without_password(uri: str) -> str:
+    """The URI of an MLflow, which a run writes into its record, its parameters and the terminal.
+
+    Raises:
+        ConfigError: there is a password in it; it is not repeated.
+    """
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    where = f"{parts.scheme}://{parts.username}:...@{parts.hostname}"
+    advice = (
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on driver and nodes, or for a database the file of "
+    )
+    advice += "its client (~/.pgpass): a URI is written down in many places"
+    raise ConfigError(expected("an MLflow URI without a password", where, advice))
 
 
 @dataclass(frozen=True)

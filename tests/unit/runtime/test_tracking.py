@@ -71,6 +71,20 @@ def test_remote_runs_need_a_uri():
         tracking_uri(None, "s3://bucket/runs")
 
 
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("http://me:secret@server:5000", "came http://me:...@server; set MLFLOW_TRACKING_USERNAME"),
+        ("postgresql+psycopg2://me:secret@host/mlflow", r"came postgresql\+psycopg2://me:...@host; .*pgpass"),
+    ],
+)
+def test_a_password_in_the_uri_is_refused_and_not_repeated(uri, told):
+    with pytest.raises(ConfigError, match=told) as refused:
+        tracking_uri(uri, "/runs")
+    assert "secret" not in str(refused.value)
+    assert tracking_uri(uri.replace(":secret", ""), "/runs") == uri.replace(":secret", "")
+
+
 def test_a_relative_file_is_refused():
     with pytest.raises(ConfigError, match=r"an absolute SQLite path .*; came sqlite:///mlflow.db"):
         tracking_uri("sqlite:///mlflow.db", "/runs")

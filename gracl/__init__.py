@@ -14,6 +14,7 @@ _HOMES = {
     "ShardStore": "gracl.images.shards",
     "build_encoder": "gracl.learning.encoder",
     "dbscan": "gracl.relations.clusters",
+    "embed": "gracl.embedding",
     "evaluate_retrieval": "gracl.retrieval.metrics",
     "identity_plan": "gracl.images.plans",
     "jaccard_distance": "gracl.relations.jaccard",
@@ -28,6 +29,7 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
+    from gracl.embedding import embed
     from gracl.images.plans import identity_plan, scan_plan
     from gracl.images.shards import ShardStore
     from gracl.learning.checkpoint import load_encoder

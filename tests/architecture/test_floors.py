@@ -21,12 +21,14 @@ FLOORS = {
     "gracl.relations": 4,
     "gracl.retrieval": 4,
     "gracl.local": 5,
+    "gracl.embedding": 5,
     "gracl.runtime": 5,
     "pipelines": 6,
     "benchmarks": 6,
 }
 WINGS = ("images", "relations", "learning", "retrieval")
-PURE = ("gracl.images", "gracl.relations", "gracl.learning", "gracl.retrieval", "gracl.similarity", "gracl.local")
+PURE = ("gracl.images", "gracl.relations", "gracl.learning", "gracl.retrieval", "gracl.similarity")
+PURE += ("gracl.local", "gracl.embedding")
 FILES = sources("gracl", "pipelines", "benchmarks")
 
 

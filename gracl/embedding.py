@@ -1,0 +1,102 @@
+"""Pictures into features, in this process and without Ray: what a trained encoder is for."""
+
+import io
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+from PIL import Image
+
+from gracl.errors import ConfigError, GraclError, ImageError, expected
+from gracl.images import storage
+from gracl.images.loading import load, share_tickets
+from gracl.images.plans import scan_plan
+from gracl.images.views import eval_view
+from gracl.learning.checkpoint import load_encoder
+from gracl.learning.encoder import Encoder
+from gracl.learning.fit import autocast, encode
+from gracl.learning.flipping import encode_with_mirror
+
+# A file or URI, the bytes of a file, or pixels as uint8 [height, width, 3], red first.
+Picture = str | Path | bytes | ndarray
+
+
+def embed(
+    model: str | Path | tuple[Encoder, dict[str, int]],
+    images: Sequence[Picture],
+    *,
+    flip: bool = False,
+    batch: int = 64,
+    threads: int = 2,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "float32",
+    progress: Callable[[int], None] = lambda done: None,
+) -> Float32[ndarray, "images dim"]:
+    """The features of pictures: rows of length 1, so that inner products are cosine similarities.
+
+    Files are read batch by batch and pictures are resized as in training and evaluation, so the features are those that
+    the run was judged by.
+
+    Args:
+        model: folder of a checkpoint (or its `state.pt`), or what `load_encoder` gave, which is then moved to `device`.
+        images: files, URIs, bytes of files, or pixels, also mixed.
+        flip: the mean of a picture's and its mirror image's feature; not where mirrored objects are other objects.
+        batch: pictures at a time, >= 1.
+        threads: that read and decode, >= 1.
+        device: "cpu", "cuda" or another of torch's; "auto" is the GPU where torch finds one.
+        precision: "bfloat16" computes in half precision; "auto" does so on a GPU.
+        progress: called with the number of pictures done.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or torn.
+        ConfigError: a batch or a number of threads below 1.
+        ImageError: a picture that cannot be read, with its number and name.
+        GraclError: pixels of another kind.
+    """
+    if min(batch, threads) < 1:
+        raise ConfigError(expected("batch and threads of at least 1", f"{batch} and {threads}", "raise them"))
+    encoder, view = model if isinstance(model, tuple) else load_encoder(model)
+    size: dict[str, Any] = dict(view)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    encoder = encoder.to(where).eval()
+    scan = load(
+        share_tickets(partial(_read, images), scan_plan(len(images), batch)),
+        partial(eval_view, **size),
+        **size,
+        seed=None,
+        threads=threads,
+    )
+    how: Any = encode_with_mirror if flip else encode
+    try:
+        with torch.inference_mode():
+            found = how(encoder, scan, autocast(where, precision), progress)
+    finally:
+        scan.close()
+    return np.asarray((found[1] if flip else found).features)
+
+
+def _read(images: Sequence[Picture], rows: Int64[ndarray, "rows"]) -> list[bytes]:
+    return [_bytes_of(images[row], int(row)) for row in rows]
+
+
+def _bytes_of(picture: Picture, number: int) -> bytes:
+    """A picture as the bytes of a file."""
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            what = f"pixels as uint8 [height, width, 3] of image {number}"
+            raise GraclError(expected(what, f"{picture.dtype} {list(picture.shape)}", "convert them, red first"))
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG", compress_level=1)
+        return file.getvalue()
+    try:
+        return storage.read_bytes(str(picture))
+    except OSError as error:
+        what = f"a picture at {picture} (image {number})"
+        raise ImageError(expected(what, str(error), "check the path, or leave it out")) from error

@@ -28,7 +28,8 @@ COLLAPSES, WELL, ALSO = {"relations.min_samples": 60}, {"relations.min_samples":
 
 
 def asked(root, out, epochs=2, **changes):
-    settings = TOY | {"data.root": root, "epochs": epochs, "eval_every": 1}
+    # Other tests have the stream; without it a training has fewer processes to wait for.
+    settings = TOY | {"data.root": root, "epochs": epochs, "eval_every": 1, "scale.stream": "mapped"}
     settings.pop("relations.min_samples")
     preset = Path(root).parent / "sweep_base.yaml"
     preset.write_text(f"epochs: {settings.pop('epochs')}")

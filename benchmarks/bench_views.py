@@ -1,0 +1,139 @@
+r"""From shards to training pictures: images per CPU-second, beside what people would write without gracl.
+
+    python pipelines/synthesize.py out=world train_objects=120 test_objects=2 cameras=4 shots=4 height=256 width=128
+    python pipelines/ingest.py layout=market1501 raw=world out=shards/w256
+    python -m benchmarks.bench_views out=FILE.json root=shards/w256 height=256 width=128 seconds=8
+
+Each way runs in a process of its own and shows the train split again and again, by batches of 64, for at least that
+many seconds: `decode` is the JPEG decoder alone (the limit of anything that decodes each picture), `views` the decoder
+and the altered view of training, `loader` the product's local loader (shards, tickets, dice, threads, batches), and
+`dataloader` torch's DataLoader with one worker that stays, over the files' bytes in memory, with Pillow and NumPy doing
+the same views (resize, mirror, pad and crop, erase), normalised to floats as the peers do. CPU seconds are those of the
+process and of its children.
+"""
+
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+
+from benchmarks.bench_epoch import machine
+from benchmarks.measuring import in_a_child
+from gracl.images.batches import MappedBatches
+from gracl.images.plans import identity_plan
+from gracl.images.shards import ShardStore
+from gracl.images.views import decode, eval_view, train_view
+from gracl.randomness import rng
+from gracl.types import IMAGENET_MEAN, IMAGENET_STD
+
+BATCH = 64
+WAYS = ("decode", "views", "loader", "dataloader")
+
+
+class Peers(torch.utils.data.Dataset[torch.Tensor]):
+    """The same views as the peers have them: Pillow, then floats."""
+
+    def __init__(self, images: list[bytes], height: int, width: int) -> None:
+        self._images, self._size = images, (height, width)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        height, width = self._size
+        picture = Image.open(io.BytesIO(self._images[number])).convert("RGB")
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        if torch.rand(()) < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        padded = Image.new("RGB", (width + 20, height + 20))
+        padded.paste(picture, (10, 10))
+        left, top = (int(torch.randint(0, 21, ())) for _ in range(2))
+        pixels = torch.from_numpy(np.array(padded.crop((left, top, left + width, top + height)))).permute(2, 0, 1)
+        floats = pixels.float().div_(255)
+        mean, scale = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        floats = floats.sub_(mean).div_(scale)
+        if torch.rand(()) < 0.5:
+            rows, columns = height // 3, width // 3
+            down, right = int(torch.randint(0, height - rows, ())), int(torch.randint(0, width - columns, ()))
+            floats[:, down : down + rows, right : right + columns] = 0
+        return floats
+
+
+def shown(way: str, root: str, height: int, width: int) -> Iterator[int]:
+    """Pictures, batch by batch and without end, by one of the ways; how many each time."""
+    store = ShardStore.open(root, "train")
+    images = store.read(np.arange(len(store)))
+    size: dict[str, Any] = {"height": height, "width": width}
+    labels, epoch = store.identities().object_ids, 0  # of a benchmark that learns nothing: batches as training has them
+    peers = Peers([bytes(image) for image in images], height, width)
+    peer_loader = torch.utils.data.DataLoader(peers, BATCH, shuffle=True, num_workers=1, persistent_workers=True)
+    while True:
+        if way in ("decode", "views"):
+            for start in range(0, len(images), BATCH):
+                some = images[start : start + BATCH]
+                for number, image in enumerate(some):
+                    if way == "decode":
+                        decode(image)
+                    else:
+                        train_view(image, rng(0, "bench", epoch, start + number), **size)
+                yield len(some)
+        elif way == "loader":
+            views = {"eval_view": partial(eval_view, **size), "train_view": partial(train_view, **size)}
+            batches = MappedBatches({"train": store}, train="train", **views, **size, threads=1)
+            steps = max(1, len(images) // BATCH)
+            for batch in batches.picks(identity_plan(labels, epoch=epoch, objects=4, steps=steps)):
+                yield len(batch.images)
+        else:
+            for pixels in peer_loader:
+                yield len(pixels)
+        epoch += 1
+
+
+def spent_by_all() -> float:
+    """CPU seconds of this process and of its children that live."""
+    ours = psutil.Process()
+    return sum(sum(one.cpu_times()[:2]) for one in (ours, *ours.children(recursive=True)))
+
+
+def rate(way: str, root: str, height: int, width: int, seconds: float) -> dict[str, float]:
+    """Images per CPU-second and per second of one way, after a first pass that is not counted."""
+    torch.set_num_threads(1)
+    pictures = shown(way, root, height, width)
+    warm = len(ShardStore.open(root, "train"))
+    while warm > 0:
+        warm -= next(pictures)
+    begun, used, images = time.perf_counter(), spent_by_all(), 0
+    while time.perf_counter() - begun < seconds:
+        images += next(pictures)
+    took, spent = time.perf_counter() - begun, spent_by_all() - used
+    return {"images_per_cpu_s": round(images / spent, 1), "images_per_s": round(images / took, 1)}
+
+
+def main() -> None:
+    """One line for each way; the file holds all of them."""
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    size = int(given["height"]), int(given["width"])
+    if "way" in given:
+        print(json.dumps(rate(given["way"], given["root"], *size, float(given["seconds"]))))
+        return
+    common = {"root": given["root"], "height": size[0], "width": size[1], "seconds": float(given.get("seconds", 8))}
+    rows = {way: in_a_child("benchmarks.bench_views", way=way, **common) for way in WAYS}
+    for way, row in rows.items():
+        print(json.dumps({"way": way} | row), flush=True)
+    split = ShardStore.open(given["root"], "train")
+    facts = {"machine": machine(), "size": list(size), "images": len(split), "seconds": common["seconds"]}
+    Path(given["out"]).write_text(json.dumps(facts | {"ways": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

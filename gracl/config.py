@@ -158,10 +158,20 @@ class TrainConfig(Section):
         )
         refuse_unless(
             not relations.reliability
-            or (relations.clustering == "dbscan" and (relations.eps == "auto" or 0.02 < relations.eps < 0.98)),
+            or (
+                relations.clustering == "dbscan"
+                and (relations.eps == "auto" or 0.02 < relations.eps * relations.eps_first <= relations.eps < 0.98)
+            ),
             "relations.clustering=dbscan and an eps between 0.02 and 0.98 with relations.reliability, which moves it",
-            f"reliability={relations.reliability:g}, clustering={relations.clustering}, eps={relations.eps}",
+            f"reliability={relations.reliability:g}, clustering={relations.clustering}, eps={relations.eps}, "
+            f"eps_first={relations.eps_first:g}",
             "set relations.reliability=0",
+        )
+        refuse_unless(
+            relations.eps_first == 1 or relations.clustering != "hdbscan",
+            "relations.eps_first=1 with clustering=hdbscan, which has no eps",
+            f"eps_first={relations.eps_first:g}",
+            "leave out relations.eps_first, or take another clustering",
         )
         for name, weight, usual in (
             ("instances", "instance_weight", 16),
@@ -224,7 +234,10 @@ class TrainConfig(Section):
         apart += ("relations.backend", "relations.block_rows", "relations.shards", "encoder.weights")
         recipe = {name: value for name, value in self.flat().items() if not name.startswith(apart)}
         recipe["encoder.weights"] = Path(self.encoder.weights).name if self.encoder.weights else None
-        if self.start:  # runs that were begun before there was this setting have no such line
+        # Runs that were begun before there were these settings have no such lines.
+        if self.relations.eps_first == 1:
+            del recipe["relations.eps_first"], recipe["relations.eps_rise"]
+        if self.start:
             recipe["start"] = "/".join(Path(self.start).parts[-2:])
         if not self.encoder.bn_group:
             recipe["scale.workers"] = self.scale.workers

@@ -15,7 +15,8 @@ def idle(config: TrainConfig) -> list[str]:
     pairs = [
         (relations.search == "exact", search, "relations.index relations.effort"),
         (relations.search != "exact", search, "relations.backend"),
-        (relations.clustering == "hdbscan", clustering, "relations.eps"),
+        (relations.clustering == "hdbscan", clustering, "relations.eps relations.eps_rise"),
+        (relations.eps_first == 1, "relations.eps_first=1", "relations.eps_rise"),
         (relations.clustering != "hdbscan", clustering, "relations.min_cluster_size"),
         (relations.camera_aware, camera, "relations.k1 relations.k2"),
         (not relations.camera_aware, camera, by_camera),

@@ -108,6 +108,10 @@ class Relations(Section):
     eps: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = Field(
         0.6, description="dbscan, infomap: largest Jaccard distance, 0..1, of neighbours; dbscan: auto, anew each epoch"
     )
+    eps_first: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="dbscan, infomap: the share of eps that the first epoch clusters with; 1: all of it"
+    )
+    eps_rise: Positive = Field(6, description="eps_first below 1: epochs until eps is whole, by even steps")
     min_samples: Positive = Field(
         4, description="dbscan, hdbscan: neighbours of a core image, itself counted; infomap: smallest cluster"
     )

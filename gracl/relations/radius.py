@@ -29,6 +29,21 @@ CANDIDATES = tuple(n / 40 for n in range(12, 29))
 _CLOSE = 0.02
 
 
+def share_of_eps(epoch: int, first: float, rise: int) -> float:
+    """With which share of eps an epoch clusters: `first` at epoch 0, even steps to 1 at epoch `rise`, and then 1.
+
+    Early features tell objects apart badly, and clusters of several objects stay together once they are learnt; a
+    smaller eps at first keeps them apart, at the price of noise (docs/results.md, section 19).
+
+    Raises:
+        ConfigError: a share outside 0 to 1 (0 not among them), or a rise of less than one epoch.
+    """
+    if not 0 < first <= 1 or rise < 1:
+        came = f"eps_first={first:g}, eps_rise={rise}"
+        raise ConfigError(expected("eps_first above 0 and at most 1, eps_rise of 1 or more", came, "set eps_first=1"))
+    return first + (1 - first) * min(epoch / rise, 1.0)
+
+
 def largest_eps(eps: Eps, clustering: str) -> float:
     """How far the graph has to reach: eps itself, or the largest that "auto" may choose.
 

@@ -34,7 +34,7 @@ from gracl.relations.instances import pick_instances
 from gracl.relations.jaccard import reciprocal_weights, shared_distance
 from gracl.relations.lists import Lists, invert
 from gracl.relations.proxies import mine_proxies
-from gracl.relations.radius import Eps, choose_eps, largest_eps
+from gracl.relations.radius import Eps, choose_eps, largest_eps, share_of_eps
 from gracl.relations.refining import EPS_GAP, Noise, check_refining, own_clusters, reliable_labels
 from gracl.similarity import Backend, Device, Index, Options, Search, Searcher, merged, resolve, shares
 from gracl.types import NOISE, Assignment, Feature, Neighbors
@@ -99,6 +99,8 @@ def relate(
     k2_inter: int = 4,
     clustering: Clustering = "dbscan",
     eps: Eps = 0.6,
+    eps_first: float = 1.0,
+    eps_rise: int = 6,
     min_samples: int = 4,
     min_cluster_size: int = 8,
     reliability: float = 0.0,
@@ -131,7 +133,7 @@ def relate(
 
     Args:
         features: unit rows in order of index, float32 or float16, in memory or memory-mapped.
-        epoch: written into the assignment.
+        epoch: written into the assignment; instances and eps depend on it where they are asked to.
         cameras: who took each image; for `camera_aware`, `centre`, `camera_proxies`, and figures where they are known.
         centre: "camera" clusters features less their camera's mean, "local" less that of their `centre_k` nearest,
             see `centring.py`; proxies (but by `space` "jaccard") and instances are mined from features as they came.
@@ -139,6 +141,8 @@ def relate(
         camera_aware, k1_intra, k1_inter, k2_intra, k2_inter: lists by camera instead of k1 and k2, see
             `cameras.camera_weights`.
         clustering, eps, min_samples, min_cluster_size: see `clustering.cluster`; for "auto" `radius.choose_eps`.
+        eps_first, eps_rise: the share of eps at epoch 0, and when it is whole, see `radius.share_of_eps`; not for
+            hdbscan, which has none.
         reliability: smallest overlap of clusters at neighbouring eps, see `refining.reliable_labels`; 0 for no test.
         noise: "own_clusters" makes every image that is noise a cluster of one, after all else about clusters.
         inter_rule, intra_rule, foreign, space, centroids, rule_temperature, trim: see `mine_proxies`.
@@ -174,7 +178,8 @@ def relate(
     check_list_lengths(k1_intra, k1_inter, k2_intra, k2_inter)
     check_rules(**mined)
     resolve(Options(**searched))
-    check_refining(reliability, noise, clustering, clustered["eps"])
+    share = share_of_eps(epoch, eps_first, eps_rise)
+    check_refining(reliability, noise, clustering, clustered["eps"] * share)
     cluster(_NO_GRAPH, **clustered)  # its options and packages are looked at all the same
     check_extras(centre, centre_k, instances, consensus, len(features))
     check_cameras(cameras, len(features), camera_aware or centre == "camera" or camera_proxies)
@@ -209,6 +214,7 @@ def relate(
     with phase("cluster", stats):
         if eps == "auto":
             clustered["eps"] = choose_eps(distance, weights, inverted, min_samples=min_samples, threads=threads)
+        clustered["eps"] *= share
         if clustering not in _WHOLE:
             stats["eps"] = clustered["eps"]
         labels = cluster(distance, **clustered)

@@ -189,7 +189,8 @@ class RelationActor:
         drawing.wait()
 
         def work(features: ndarray, **options: Any) -> None:
-            drawing.last(Found(epoch, features, relate(features, **options), partial(latest, judged)), history)
+            found = relate(features, epoch=epoch, **options)
+            drawing.last(Found(epoch, features, found, partial(latest, judged)), history)
 
         with self._one:
             self._start_shards()

@@ -59,7 +59,7 @@ def review(config: ReviewConfig) -> dict[str, Any]:
     stores = {name: ShardStore.open(root, name, cache=near(config.data.cache)) for name in splits}
     with session(_demand(config)):
         tables = {name: _described(config, name, len(stores[name])) for name in splits}
-        assignment = _related(config, relations, tables[config.data.train], stores[config.data.train])
+        assignment = _related(config, relations, tables[config.data.train], stores[config.data.train], state.epoch)
     train = stores[config.data.train]
     objects = np.full(len(train), UNKNOWN, np.int64)
     if config.identities:
@@ -115,14 +115,16 @@ def _described(config: ReviewConfig, split: str, images: int) -> Float32[ndarray
     return FeatureTable.gather((plain for (plain,) in describe_split(config, config.data, split)), images)
 
 
-def _related(config: ReviewConfig, relations: Relations, features: ndarray, store: ShardStore) -> Assignment:
+def _related(
+    config: ReviewConfig, relations: Relations, features: ndarray, store: ShardStore, epoch: int
+) -> Assignment:
     """Labels and proxies, made where the cluster has room for it."""
     cameras = store.camera_ids()
     options = relations.options() | {"threads": config.relation_threads, "device": "cpu"}
     known = cameras if (cameras != UNKNOWN).any() else None
     with refusals():
         task = ray.remote(num_cpus=config.relation_cpus)(_relate)
-        found: Assignment = ray.get(task.remote(features, known, options))
+        found: Assignment = ray.get(task.remote(features, known, options | {"epoch": epoch}))
     return found
 
 

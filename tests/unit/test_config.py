@@ -106,6 +106,8 @@ def test_a_config_cannot_be_changed():
         ({"relations": {"eps": "auto", "clustering": "infomap"}}, "relations.eps as a number, or auto with"),
         ({"relations": {"reliability": 0.5, "clustering": "infomap"}}, "an eps between 0.02 and 0.98"),
         ({"relations": {"reliability": 0.5, "eps": 0.98}}, "an eps between 0.02 and 0.98"),
+        ({"relations": {"reliability": 0.5, "eps": 0.06, "eps_first": 0.3}}, "an eps between 0.02 and 0.98"),
+        ({"relations": {"eps_first": 0.9, "clustering": "hdbscan"}}, "relations.eps_first=1 with clustering=hdbscan"),
         ({"relations": {"foreign": "centroids", "inter_rule": "cluster_mean"}}, "with relations.foreign=centroids"),
         ({"relations": {"space": "jaccard", "foreign": "centroids"}}, "with relations.space=jaccard"),
         ({"relations": {"space": "jaccard", "inter_rule": "log_sum_exp"}}, "with relations.space=jaccard"),
@@ -162,3 +164,9 @@ def test_eps_is_a_number_or_auto(eps):
 def test_another_eps_is_refused(eps):
     with pytest.raises(ValidationError, match=r"relations\.eps"):
         TrainConfig(data={"root": "x"}, relations={"eps": eps})
+
+
+def test_a_recipe_of_before_there_was_a_rising_eps_is_still_the_same():
+    assert not {"relations.eps_first", "relations.eps_rise", "start"} & set(TrainConfig(data={"root": "x"}).recipe())
+    rising = TrainConfig(data={"root": "x"}, relations={"eps_first": 0.9}).recipe()
+    assert (rising["relations.eps_first"], rising["relations.eps_rise"]) == (0.9, 6)

@@ -14,9 +14,17 @@ def test_nothing_is_said_of_settings_that_are_used_or_were_left():
 
 
 def test_settings_of_the_relations_that_nothing_uses_are_named():
-    unused = {"effort": 50, "min_cluster_size": 3, "k2_intra": 1, "centroids": 3, "rule_temperature": 1.0}
+    unused = {
+        "effort": 50,
+        "eps_rise": 3,
+        "min_cluster_size": 3,
+        "k2_intra": 1,
+        "centroids": 3,
+        "rule_temperature": 1.0,
+    }
     assert told(relations=unused, scale={"shard_gpus": 1}) == [
         "relations.k2_intra is not used with relations.camera_aware=false",
+        "relations.eps_rise is not used with relations.eps_first=1",
         "relations.min_cluster_size is not used with relations.clustering=dbscan",
         "relations.centroids is not used with relations.inter_rule=mean",
         "relations.rule_temperature is not used with relations.inter_rule=mean",

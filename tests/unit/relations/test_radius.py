@@ -131,3 +131,30 @@ def test_only_dbscan_has_an_eps_to_choose(clustering):
 
 def test_hdbscan_has_no_eps_to_tell():
     assert "eps" not in relate(objects()[0], k1=10, k2=3, clustering="hdbscan", min_samples=3).stats
+
+
+@pytest.mark.parametrize(("epoch", "share"), [(0, 0.7), (1, 0.775), (3, 0.925), (4, 1.0), (9, 1.0)])
+@pytest.mark.parametrize("clustering", ["dbscan", "infomap"])
+def test_a_rising_eps_is_the_number_that_it_comes_to(epoch, share, clustering):
+    if clustering == "infomap":
+        pytest.importorskip("infomap")
+    features, options = objects(3, noise=20)[0], {"k1": 10, "k2": 3, "clustering": clustering, "min_samples": 2}
+    risen = relate(features, eps=0.6, eps_first=0.7, eps_rise=4, epoch=epoch, **options)
+    plain = relate(features, eps=0.6 * share, **options)
+    assert risen.stats["eps"] == pytest.approx(0.6 * share)
+    assert risen.labels.tolist() == plain.labels.tolist()
+
+
+def test_an_eps_that_chooses_itself_rises_too():
+    features, options = objects(5, noise=20)[0], {"k1": 10, "k2": 3, "eps": "auto"}
+    chosen = relate(features, epoch=1, **options).stats["eps"]
+    assert relate(features, epoch=1, eps_first=0.8, eps_rise=2, **options).stats["eps"] == pytest.approx(0.9 * chosen)
+    assert relate(features, epoch=2, eps_first=0.8, eps_rise=2, **options).stats["eps"] == chosen
+
+
+@pytest.mark.parametrize("wrong", [{"eps_first": 0.0}, {"eps_first": 1.1}, {"eps_first": 0.9, "eps_rise": 0}])
+def test_a_rise_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ConfigError, match="eps_first above 0 and at most 1, eps_rise of 1 or more"):
+        relate(objects()[0], k1=10, k2=3, **wrong)
+    with pytest.raises(ConfigError, match="an eps between 0.02"):  # the eps of this epoch less the gap would be below 0
+        relate(objects()[0], k1=10, k2=3, eps=0.06, eps_first=0.3, reliability=0.5)

@@ -24,6 +24,7 @@ from gracl.images.shards import ShardStore
 from gracl.learning.checkpoint import TrainState
 from gracl.learning.fit import Splits
 from gracl.relations.proxies import mine_proxies
+from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.train import describe_lesson
 from gracl.runtime.worker import build, rate_at
 from gracl.types import Assignment, EpochReport, FeatureTable
@@ -59,6 +60,8 @@ def learn(
     names = [name for name in (data.train, data.query, data.gallery) if name]
     stores = {name: ShardStore.open(root, name, cache=data.cache) for name in names}
     fresh = TrainState.fresh(encoder, config.recipe(), height=data.height, width=data.width)
+    if config.start:
+        fresh = load_run_state(config.start).elsewhere(config.recipe(), height=data.height, width=data.width)
     splits = Splits(data.train, data.query, data.gallery)
     relations = config.relations.options() | {
         "threads": config.scale.relation_threads,

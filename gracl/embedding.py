@@ -55,7 +55,7 @@ def embed(
     Raises:
         CheckpointError: the checkpoint is missing or torn.
         ConfigError: a batch or a number of threads below 1.
-        ImageError: a picture that cannot be read, with its number and name.
+        ImageError: a picture that cannot be read, with its number (and its name, where the file cannot be opened).
         GraclError: pixels of another kind.
     """
     if min(batch, threads) < 1:

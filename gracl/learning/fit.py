@@ -25,7 +25,7 @@ from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
 from gracl.learning.epoch_report import Clock, describe_epoch
 from gracl.learning.losses import Criterion
-from gracl.learning.optim import set_rate
+from gracl.learning.optim import load_optimizer, set_rate
 from gracl.learning.teacher import Teacher
 from gracl.types import IMAGENET_MEAN, IMAGENET_STD, Assignment, Batch, EpochReport, FeatureTable, Plan, RetrievalReport
 
@@ -160,7 +160,7 @@ def fit(
     casting = autocast(device, precision)
     if state.epoch:
         encoder.load_state_dict(state.model)
-        optimizer.load_state_dict(state.optimizer)
+        load_optimizer(optimizer, state.optimizer)
     teacher = Teacher(encoder, teacher_decay) if teacher_decay else None
     if teacher and state.teacher:
         teacher.encoder.load_state_dict(state.teacher)

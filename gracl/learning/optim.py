@@ -1,6 +1,7 @@
 """The optimizer, and its rate as a pure function of the epoch."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,6 +76,18 @@ def rate_factor(epoch: int, *, warmup_epochs: int = 0, decay_every: int = 20, de
     if epoch >= warmup_epochs:
         return stairs
     return stairs * (WARMUP_START + (1.0 - WARMUP_START) * epoch / warmup_epochs)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes up what an optimizer has gathered (moments, steps), and keeps the settings that this one was made with.
+
+    torch loads the settings of the other one as well: a run that goes on from a checkpoint with another weight decay
+    would go on with the old one.
+    """
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

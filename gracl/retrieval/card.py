@@ -16,7 +16,7 @@ high inner product.
 ## How it was made
 
 Trained without labels (pseudo labels by clustering, contrast with proxies of the clusters) for {epochs} epochs, on the
-train split of digest `{train}`.{cameras} All settings of the recipe:
+train split of digest `{train}`.{begun}{cameras} All settings of the recipe:
 
 {settings}
 
@@ -57,10 +57,13 @@ def model_card(name: str, recipe: Mapping[str, object], history: Sequence[Mappin
     }
     used = [words for setting, words in readers.items() if recipe.get(setting)]
     used += ["features"] if recipe.get("relations.centre") == "camera" else []
+    start = recipe.get("start")
+    begun = f" It went on from `{start}`, a checkpoint of another run, whose settings may have been others."
     return CARD.format(
         name=name,
         figures=figures if judged else "It was not judged.",
-        epochs=len(history),
+        epochs=f"{len(history)}",
+        begun=begun if start else "",
         train=recipe.get("data.train_digest", "unknown"),
         cameras=f" Camera ids of that split were read by: {', '.join(used)}." if used else " No camera ids were read.",
         settings="\n".join(

@@ -166,6 +166,9 @@ def _check_exchanges(config: TuneConfig, one: TrainConfig, where: str) -> None:
     if fixed:
         what = "a space of what may change within a training with scheduler=pbt"
         raise ConfigError(expected(what, ", ".join(fixed), "leave these out, or set another scheduler"))
+    if one.start is not None:
+        what = "a base without start with scheduler=pbt, whose generations are counted from the first epoch"
+        raise ConfigError(expected(what, one.start, "leave it out, or set another scheduler"))
     if config.exchange_every >= one.epochs:
         what = "an exchange before the last epoch with scheduler=pbt"
         came = f"exchange_every={config.exchange_every}, epochs={one.epochs} ({where})"
@@ -182,7 +185,7 @@ def points(config: TuneConfig) -> list[dict[str, Scalar]]:
     domains = distributions(config.space)
     # A choice among few values comes up twice; each point is tried once.
     for _ in range(1000 * config.trials):
-        values = {name: plain_value(domain.sample(random_state=dice)) for name, domain in domains.items()}
+        values = {name: plain_value(one.sample(random_state=dice), config.space[name]) for name, one in domains.items()}
         found.setdefault(name_of(values), values)
         if len(found) == config.trials:
             return list(found.values())
@@ -207,7 +210,7 @@ def _distribution(domain: Domain) -> tune.search.sample.Domain:
     return tune.choice(list(domain.ends))
 
 
-def plain_value(value: Scalar | Any) -> Scalar:
-    """A drawn value as Python has it; six digits of a float are more than a sweep can tell apart."""
+def plain_value(value: Scalar | Any, domain: Domain) -> Scalar:
+    """A drawn value as Python has it: six digits of a float are more than a sweep tells apart; a choice stays."""
     plain: Scalar = value.item() if hasattr(value, "item") else value
-    return float(f"{plain:.6g}") if isinstance(plain, float) else plain
+    return float(f"{plain:.6g}") if isinstance(plain, float) and domain.kind != "choice" else plain

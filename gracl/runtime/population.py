@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.random import RandomState
 
-from gracl.errors import TrainingFailed, expected
+from gracl.errors import CheckpointError, TrainingFailed, expected
 from gracl.experiments import TuneConfig
 from gracl.images import storage
 from gracl.learning.checkpoint import STATE_FILE
@@ -25,6 +25,8 @@ from gracl.sections import Domain, Scalar
 # As Ray Tune and the paper have them: a setting is drawn anew with this chance, else times one of the factors.
 ANEW = 0.25
 FACTORS = (0.8, 1.2)
+# Draws after which there is no other copy to be had.
+_MOST_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def exchanges(config: TuneConfig, members: Sequence[Values], reached: Sequence[f
     """The places of the trials that end here, and what goes on there instead.
 
     The `exchanged` share that is the lowest ends, and whatever failed; each is followed by a copy of one of as many of
-    the best, drawn by dice of its own.
+    the best, drawn by dice of its own. No two are the same: in a space of few values where nothing else is to be drawn
+    a trial stays as it is.
 
     Args:
         config: of the sweep.
@@ -81,11 +84,16 @@ def exchanges(config: TuneConfig, members: Sequence[Values], reached: Sequence[f
     order = sorted(range(len(members)), key=lambda place: (-reached[place], place))
     best = [place for place in order[:many] if reached[place] > -math.inf]
     behind = [place for place in order if place in order[-many:] or reached[place] == -math.inf]
-    found = dict[int, Values]()
+    found, names = dict[int, Values](), {name_of(values) for values in members}
     for place in sorted({*behind} - {*best}):
         dice = rng(config.seed, "exchange", until, place)
-        donor = members[best[int(dice.integers(len(best)))]]
-        found[place] = changed(donor, config.space, dice) | {START: f"{name_of(donor)}/start-{until:04d}"}
+        for _ in range(_MOST_DRAWS):
+            donor = members[best[int(dice.integers(len(best)))]]
+            copy = changed(donor, config.space, dice) | {START: f"{name_of(donor)}/start-{until:04d}"}
+            if name_of(copy) not in names:
+                names.add(name_of(copy))
+                found[place] = copy
+                break
     return found
 
 
@@ -99,7 +107,7 @@ def changed(values: Values, space: Mapping[str, Domain], dice: np.random.Generat
     for name, domain in space.items():
         anew, up = dice.random() < ANEW, bool(dice.integers(2))
         draws = RandomState(int(dice.integers(2**31)))
-        drawn = plain_value(fresh[name].sample(random_state=draws))
+        drawn = plain_value(fresh[name].sample(random_state=draws), domain)
         found[name] = drawn if anew else _moved(values[name], domain, up)
     return found
 
@@ -113,7 +121,7 @@ def _moved(value: Scalar, domain: Domain, up: bool) -> Scalar:
     if domain.kind == "integers":
         other = max(number + 1, round(number * factor)) if up else min(number - 1, round(number * factor))
         return int(min(max(other, int(low)), int(high)))
-    return plain_value(min(max(number * factor, float(low)), float(high)))
+    return plain_value(min(max(number * factor, float(low)), float(high)), domain)
 
 
 def evolve(swept: Sweep, first: Sequence[Values], learn: Callable[[Sweep, Sequence[Values]], None]) -> None:
@@ -133,9 +141,6 @@ def evolve(swept: Sweep, first: Sequence[Values], learn: Callable[[Sweep, Sequen
         for name, other in now.replaced.items():
             _end(swept, name, other)
         if not now.left:
-            for values in now.members:
-                if START in values:
-                    storage.remove(storage.join(swept.runs, str(values[START])))
             return
         if now == before:
             what = f"trials that come to epoch {now.until} or fail"
@@ -147,14 +152,33 @@ def evolve(swept: Sweep, first: Sequence[Values], learn: Callable[[Sweep, Sequen
         before = now
 
 
+def remove_starts(swept: Sweep) -> None:
+    """The copies that trials began with go when nobody needs them any more."""
+    for point in swept.known():
+        if START in point.values:
+            storage.remove(storage.join(swept.runs, str(point.values[START])))
+
+
+def try_again(swept: Sweep, first: Sequence[Values]) -> None:
+    """What failed where nothing follows it any more is to be tried again: in the last generation, or where all failed.
+
+    Elsewhere a copy of another trial has taken its place.
+    """
+    config, known = swept.config, {point.name: point for point in swept.known()}
+    now = generation(config, swept.training(first[0]).epochs, first, known)
+    failed = [point for values in now.members if (point := known.get(name_of(values))) and point.state == "failed"]
+    for point in failed if not now.left else ():
+        swept.write(replace(point, state="begun", why=""))
+
+
 def _is_there(point: Point | None, until: int) -> bool:
+    """Whether a trial has come to an epoch, or failed on the way to it or beyond."""
     return point is not None and (point.state == "failed" or point.epochs >= until)
 
 
 def _reached(point: Point | None, until: int, metric: str) -> float:
-    if point is None or point.state == "failed":
-        return -math.inf
-    return next((row[metric] for row in point.history if row["epoch"] == until), -math.inf)
+    """The metric at that epoch; -inf for a trial that failed on the way there. What came later is of no account."""
+    return next((row[metric] for row in point.history if row["epoch"] == until), -math.inf) if point else -math.inf
 
 
 def _end(swept: Sweep, name: str, other: str) -> None:
@@ -172,8 +196,12 @@ def _put_start(swept: Sweep, values: Values) -> None:
     place = storage.join(swept.runs, str(values[START]), STATE_FILE)
     donor, _, copy = str(values[START]).partition("/")
     theirs = storage.join(swept.runs, donor, copy.replace("start-", "epoch-"), STATE_FILE)
-    if not storage.exists(place) and storage.exists(theirs):
-        storage.write_bytes(place, storage.read_bytes(theirs))
+    if storage.exists(place) or swept.read(name_of(values)):
+        return
+    if not storage.exists(theirs):
+        what = f"the checkpoint {theirs} that {name_of(values)} is to go on from"
+        raise CheckpointError(expected(what, "no such file", "was it deleted? Begin the sweep anew with another out="))
+    storage.write_bytes(place, storage.read_bytes(theirs))
 
 
 def lineage(point: Point, known: Mapping[str, Point]) -> list[str]:

@@ -180,7 +180,12 @@ def _with_whole_paths(config: TrainConfig) -> TrainConfig:
     places = {"root": storage.absolute(data.root)} | ({"cache": storage.absolute(data.cache)} if data.cache else {})
     data = data.model_copy(update=places)
     whole = {"encoder": encoder, "data": data, "runs": storage.absolute(config.runs)}
-    return config.model_copy(update=whole | ({"start": storage.absolute(config.start)} if config.start else {}))
+    return config.model_copy(update=whole | ({"start": _folder_of(config.start)} if config.start else {}))
+
+
+def _folder_of(checkpoint: str) -> str:
+    """The folder of a checkpoint that may be named by its file: its name and its run's stand in the recipe."""
+    return storage.absolute(checkpoint).removesuffix(STATE_FILE).rstrip("/")
 
 
 def _digests(config: TrainConfig, manifests: Mapping[str, Manifest]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from gracl.images import storage
 from gracl.runtime.grid import runs_of
 from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave, prepared, tell_rest_of
 from gracl.runtime.points import Values, base_of, check_sweep, corners, distributions, name_of, points, told
-from gracl.runtime.population import evolve, generation
+from gracl.runtime.population import evolve, generation, remove_starts, try_again
 from gracl.runtime.runs import RECORD
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sweep_findings import report
@@ -68,11 +68,14 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
     _check_same(config, what)
     open_points = [values for values in listed if name_of(values) not in known or not _ended(known[name_of(values)])]
     ended = sum(_ended(point) for point in known.values())
+    told_done = f"{ended} of them done"
     left = len(open_points) if config.search != "tpe" else max(0, config.trials - ended)
     if config.scheduler == "pbt":
-        epochs = swept.training(listed[0]).epochs
-        left = len(listed) if generation(config, epochs, listed, known).left else 0
-    say(f"{len(listed) or config.trials} trials in {config.out}, {ended} of them done")
+        try_again(swept, listed)
+        now = generation(config, swept.training(listed[0]).epochs, listed, {one.name: one for one in swept.known()})
+        left = len(listed) if now.left else 0
+        told_done = f"{len(now.left)} of them have not come to epoch {now.until} yet" if now.left else "all done"
+    say(f"{len(listed) or config.trials} trials in {config.out}, {told_done}")
     try:
         with session(_demand(swept, left)) if left else nullcontext():
             parent = _begin(config, what, uri)
@@ -84,6 +87,8 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
                     )
                     _learn_all(replace(swept, config=tried), open_points, listed, list(known.values()), left, uri)
                 found = swept.known()
+                if config.scheduler == "pbt":
+                    remove_starts(swept)  # also those that a call before left when it was killed at its very end
                 result = report(config, base, found, uri, parent)
                 if not result["best"]:
                     raise TrainingFailed(
@@ -206,7 +211,7 @@ class Listener(tune.Callback):
         point = self._sweep.read(name)
         if point and point.state != "done" and not (self._sweep.until and point.epochs >= self._sweep.until):
             seen = self._seen.get(name, [])
-            point = replace(point, state="stopped", history=seen, epochs=int(seen[-1]["epoch"]) if seen else 0)
+            point = _with(point, seen, state="stopped")
             self._sweep.write(point)
             self._say_stopped(point)
         reached = point.reached(metric) if point else None
@@ -220,8 +225,7 @@ class Listener(tune.Callback):
         values, why = trial.config[POINT], reason(error_of(trial))
         point = self._sweep.read(name_of(values)) or Point(name_of(values), dict(values))
         seen = self._seen.get(point.name, [])
-        epochs = int(seen[-1]["epoch"]) if seen else 0
-        self._sweep.write(replace(point, state="failed", why=why, history=seen, epochs=epochs))
+        self._sweep.write(_with(point, seen, state="failed", why=why))
         self._tally.end(point.name, f"failed: {why}")
 
     def _say_stopped(self, point: Point) -> None:
@@ -230,6 +234,12 @@ class Listener(tune.Callback):
         if storage.exists(place):
             run_id = json.loads(storage.read_bytes(place))["mlflow_run_id"]
             attempt(self._uri, partial(_end_early, run_id, point.epochs), f"that {point.name} was stopped early")
+
+
+def _with(point: Point, seen: Sequence[dict[str, float]], **news: Any) -> Point:
+    """The record of a trial with the epochs that were told since it was begun or gone on with."""
+    history = [*point.history, *seen]
+    return replace(point, history=history, epochs=int(history[-1]["epoch"]) if history else 0, **news)
 
 
 def _end_early(run_id: str, epochs: int, client: MlflowClient) -> None:

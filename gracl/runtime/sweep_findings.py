@@ -180,8 +180,9 @@ def preset(config: TuneConfig, base: Mapping[str, Any], best: Point, steps: Sequ
     settings = config_of(base, best.values).flat()
     plain = TrainConfig.model_validate({"data": {"root": ""}}).flat()
     nested: dict[str, Any] = {}
+    copied = (START,) if START in best.values else ()  # a start of the base belongs to all trials, and to the preset
     for name, value in settings.items():
-        if value == plain[name] or name.startswith(("data.root", "data.cache", "tracking.", "runs", "name", START)):
+        if value == plain[name] or name.startswith(("data.root", "data.cache", "tracking.", "runs", "name", *copied)):
             continue
         *sections, key = name.split(".")
         place = nested

@@ -8,6 +8,7 @@ lacks at the end are written from the run's own history.
 import json
 import logging
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import mlflow
 import numpy
@@ -37,6 +37,8 @@ STEP_LOSSES, SYSTEM = "step_losses", "system"
 # As many as MLflow takes at once.
 _MOST_METRICS = 1000
 
+# user:password@ as SQLAlchemy reads it (a password may hold / and #), and as an option of a database's client.
+_PASSWORD = re.compile(r"^[^:]+://[^:/@]*:[^@]*@|[?&](password|passwd|pwd)=", re.IGNORECASE)
 LOG = logging.getLogger("gracl.tracking")
 
 
@@ -68,15 +70,14 @@ def without_password(uri: str) -> str:
     Raises:
         ConfigError: there is a password in it; it is not repeated.
     """
-    parts = urlsplit(uri)
-    if parts.password is None:
+    if not _PASSWORD.search(uri):
         return uri
-    where = f"{parts.scheme}://{parts.username}:...@{parts.hostname}"
     advice = (
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on driver and nodes, or for a database the file of "
     )
-    advice += "its client (~/.pgpass): a URI is written down in many places"
-    raise ConfigError(expected("an MLflow URI without a password", where, advice))
+    advice += "its client (~/.pgpass): a URI is written down in many places. Where a run's record has it already, name "
+    advice += "another in tracking_uri="
+    raise ConfigError(expected("an MLflow URI without a password", f"{uri.partition('://')[0]}://...", advice))
 
 
 @dataclass(frozen=True)

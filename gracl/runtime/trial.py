@@ -42,7 +42,7 @@ def finish(trial: Trial, metric: str) -> RunRecord:
     quieten()
     result = train(trial.config)
     run = prepare(trial.config)
-    record = describe_run(trial, load_run_state(result["checkpoint"]).history, metric)
+    record = describe_run(trial, load_run_state(result["checkpoint"]).history, metric, run.record.get("begins", 0))
     try:
         seen: dict[str, Any] = dict(label_figures(run, final_labels(run, result["checkpoint"])))
         record = replace(record, **seen)
@@ -52,12 +52,13 @@ def finish(trial: Trial, metric: str) -> RunRecord:
     return record
 
 
-def describe_run(trial: Trial, history: Sequence[Mapping[str, float]], metric: str) -> RunRecord:
+def describe_run(trial: Trial, history: Sequence[Mapping[str, float]], metric: str, begins: int = 0) -> RunRecord:
     """The record of a run from the figures of its epochs, without what must be looked at anew.
 
     Args:
         history: the figures of every epoch, in order; the last one was judged.
         metric: by which the best epoch is chosen; of equal ones the later.
+        begins: epochs that were done by a run that this one started from; not counted for the best and the seconds.
 
     Raises:
         ConfigError: the last epoch was not judged.
@@ -70,7 +71,8 @@ def describe_run(trial: Trial, history: Sequence[Mapping[str, float]], metric: s
                 "raise epochs, or delete the run's folder",
             )
         )
-    judged = [row for row in history if metric in row]
+    own = history[begins:]
+    judged = [row for row in own if metric in row]
     best = max(judged, key=lambda row: (row[metric], row["epoch"]))
     return RunRecord(
         arm=trial.arm,
@@ -86,7 +88,7 @@ def describe_run(trial: Trial, history: Sequence[Mapping[str, float]], metric: s
         best=best[metric],
         best_epoch=int(best["epoch"]),
         untrained=history[0].get(metric.replace("val/", "untrained/")),
-        epoch_seconds=statistics.median(row["time/epoch_s"] - row["time/judge_s"] for row in history),
+        epoch_seconds=statistics.median(row["time/epoch_s"] - row["time/judge_s"] for row in own),
     )
 
 

@@ -1,6 +1,7 @@
 """`gracl.embed`: features of files without shards and without Ray."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,17 @@ def test_what_cannot_be_described_is_named(checkpoint, files, tmp_path):
         gracl.embed(checkpoint, [good], batch=0)
     with pytest.raises(CheckpointError, match="nowhere"):
         gracl.embed(tmp_path / "nowhere", [good])
+
+
+def test_the_lines_of_the_readme_run(checkpoint, toy_shards, tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    (block,) = (one for one in blocks if "gracl.embed" in one)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "epoch-0010").symlink_to(checkpoint)
+    (tmp_path / "world").symlink_to(Path(toy_shards).parent / "world")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {"Path": Path, "gracl": gracl})
+    query, *found = re.findall(r"\w+\.jpg", capsys.readouterr().out)
+    assert (tmp_path / "world" / "query" / query).exists()
+    assert len(found) == 5
+    assert all((tmp_path / "world" / "bounding_box_test" / name).exists() for name in found)

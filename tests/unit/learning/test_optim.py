@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from gracl.errors import ConfigError
-from gracl.learning.optim import build_optimizer, rate_factor, set_rate
+from gracl.learning.optim import build_optimizer, load_optimizer, rate_factor, set_rate
 
 
 def parameters(values=(1.0, -2.0)):
@@ -102,3 +104,35 @@ def test_warm_up_and_staircase_multiply():
 def test_a_schedule_out_of_bounds_is_refused(epoch, options):
     with pytest.raises(ConfigError, match="schedule"):
         rate_factor(epoch, **options)
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_moments_are_taken_up_and_settings_stay(kind):
+    """Going on from another run's checkpoint with another weight decay is to mean that."""
+
+    def made(decay):
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 2)
+        return layer, build_optimizer(layer.parameters(), optimizer=kind, rate=0.01, weight_decay=decay)
+
+    def step(layer, optimizer):
+        optimizer.zero_grad()
+        layer(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step()
+
+    before, optimizer = made(0.0)
+    step(before, optimizer)
+    layer, other = made(0.3)
+    layer.load_state_dict(before.state_dict())
+    left = copy.deepcopy(optimizer.state_dict())  # torch would share the moments, and a step moves them
+    load_optimizer(other, copy.deepcopy(left))
+    assert other.param_groups[0]["weight_decay"] == 0.3
+    step(layer, other)
+    by_hand, third = made(0.0)
+    by_hand.load_state_dict(before.state_dict())
+    third.load_state_dict(left)
+    third.param_groups[0]["weight_decay"] = 0.3
+    step(by_hand, third)
+    torch.testing.assert_close(layer.weight, by_hand.weight, rtol=0, atol=0)
+    step(before, optimizer)
+    assert not torch.equal(layer.weight, before.weight)

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gracl.errors import TrainingFailed
+from gracl.errors import CheckpointError, TrainingFailed
 from gracl.experiments import TuneConfig
 from gracl.images import storage
 from gracl.randomness import rng
 from gracl.runtime.points import START, base_of, check_sweep, config_of, name_of, points
-from gracl.runtime.population import changed, evolve, exchanges, generation, lineage
+from gracl.runtime.population import changed, evolve, exchanges, generation, lineage, remove_starts, try_again
 from gracl.runtime.sweep_trial import Point, Sweep
 from gracl.sections import Domain
 
@@ -88,11 +88,11 @@ def test_what_failed_goes_on_as_a_copy_and_where_all_failed_there_is_an_end():
     first = points(config)
     known = {name_of(values): trained(values, 4, float(place)) for place, values in enumerate(first)}
     for place in (0, 2):
-        known[name_of(first[place])] = replace(known[name_of(first[place])], state="failed", why="collapsed")
+        known[name_of(first[place])] = Point(name_of(first[place]), dict(first[place]), "failed", why="collapsed")
     now = generation(config, 10, first, known)
     assert now.replaced.keys() == {name_of(first[0]), name_of(first[2])}, "both failed, though one in four is asked for"
     assert all(values[START].startswith(name_of(first[3])) for values in (now.members[0], now.members[2]))
-    failed = {name: replace(point, state="failed") for name, point in known.items()}
+    failed = {name: replace(point, state="failed", epochs=0, history=[]) for name, point in known.items()}
     assert generation(config, 10, first, failed).left == ()
     assert generation(config, 10, first, failed).until == 4
 
@@ -146,6 +146,7 @@ def test_a_copy_is_a_training_that_goes_on_from_a_folder_of_the_runs():
         ({"exchange_every": 10}, "an exchange before the last epoch"),
         ({"space": SPACE | {"encoder.pooling": {"choice": ["gem", "average"]}}}, "came encoder.pooling; leave these"),
         ({"space": SPACE | {"optim.optimizer": {"choice": ["adam", "sgd"]}}}, "came optim.optimizer; leave these"),
+        ({"base": [*GIVEN["base"], "start=x"]}, "a base without start with scheduler=pbt"),
         ({"space": {"start": {"choice": ["a", "b"]}}}, "a space without .* start, .*; came start"),
     ],
 )
@@ -160,34 +161,110 @@ def sweep_in(tmp_path, **changes):
     return Sweep(config, base_of(config), str(tmp_path / "runs"), str(tmp_path / "trials"))
 
 
-def test_generation_after_generation_with_the_copies_that_they_need(tmp_path):
-    swept = sweep_in(tmp_path, trials=4)
-    first, seen = points(swept.config), []
+def test_a_failure_later_on_changes_no_exchange_that_was_made():
+    config = asked(trials=4)
+    first = points(config)
+    known = {name_of(values): trained(values, 4, float(place)) for place, values in enumerate(first)}
+    now = generation(config, 10, first, known)
+    best = name_of(first[3])
+    known[best] = replace(known[best], state="failed", why="its machine was lost")
+    again = generation(config, 10, first, known)
+    assert (again.members, again.replaced) == (now.members, now.replaced)
+    assert name_of(first[3]) not in {name_of(values) for values in again.left}
+    for values in now.members[:3]:
+        known[name_of(values)] = further(known.get(name_of(values), trained(values, 4, 0.0)), 8, 0.5)
+    last = generation(config, 10, first, known)
+    assert last.until == 10
+    assert best in last.replaced, "what failed on the way to this exchange is meant to be replaced at it"
 
-    def learn(now, some):
-        seen.append((now.until, len(some)))
-        for values in some:
+
+@pytest.mark.parametrize("space", [SPACE, {"loss.momentum": {"choice": [0.1, 0.33333333333, 0.9]}}])
+def test_no_two_places_hold_the_same_trial(space):
+    for seed in range(30):
+        config = asked(seed=seed, space=space, exchanged=0.5, trials=3 if space is not SPACE else 8, exchange_every=2)
+        first, known = points(config), {}
+        for until in (2, 4, 6, 8, 10):
+            now = generation(config, 10, first, known)
+            assert now.until == until
+            names = [name_of(values) for values in now.members]
+            assert len({*names}) == len(names)
+            for place, values in enumerate(now.left):
+                before = known.get(name_of(values)) or Point(name_of(values), dict(values))
+                known[name_of(values)] = further(before, until, float((place * 7 + seed) % 5))
+        assert generation(config, 10, first, known).left == ()
+
+
+class Worker:
+    """Stands for the trainings of a population: records, and a checkpoint that the next one deletes."""
+
+    def __init__(self, swept, fails=()):
+        self.swept, self.fails, self.seen = swept, set(fails), []
+
+    def __call__(self, now, some):
+        self.seen.append((now.until, len(some)))
+        for number, values in enumerate(some):
             name = name_of(values)
-            if START in values and not swept.read(name):
-                assert storage.read_bytes(storage.join(swept.runs, values[START], "state.pt")) == b"after 4" or (
-                    now.until == 10
-                )
-            before = swept.read(name) or Point(name, dict(values))
+            before = self.swept.read(name) or Point(name, dict(values))
+            if START in values and before.epochs == 0:
+                kept = storage.read_bytes(storage.join(self.swept.runs, values[START], "state.pt")).decode()
+                assert kept == f"after {int(values[START][-4:])}"
+            if (now.until, number) in self.fails:
+                self.swept.write(replace(before, state="failed", why="lost"))
+                continue
             state = "done" if now.until == 10 else "begun"
             row = {"epoch": float(now.until), "val/mAP": values["loss.momentum"]}
-            swept.write(replace(before, state=state, epochs=now.until, history=[*before.history, row]))
-            for old in (4, 8):  # a run keeps its last checkpoint alone
-                storage.remove(storage.join(swept.runs, name, f"epoch-{old:04d}"))
-            place = storage.join(swept.runs, name, f"epoch-{now.until:04d}", "state.pt")
+            self.swept.write(replace(before, state=state, epochs=now.until, history=[*before.history, row]))
+            for old in (4, 8):
+                storage.remove(storage.join(self.swept.runs, name, f"epoch-{old:04d}"))
+            place = storage.join(self.swept.runs, name, f"epoch-{now.until:04d}", "state.pt")
             storage.write_bytes(place, f"after {now.until}".encode())
 
+
+@pytest.mark.parametrize("seed", range(12))
+def test_generation_after_generation_with_the_copies_that_they_need(tmp_path, seed):
+    swept = sweep_in(tmp_path, trials=4, exchanged=0.5, seed=seed)
+    first, learn = points(swept.config), Worker(swept)
     evolve(swept, first, learn)
-    assert seen == [(4, 4), (8, 4), (10, 4)]
+    assert learn.seen == [(4, 4), (8, 4), (10, 4)]
     known = {point.name: point for point in swept.known()}
-    assert sorted(point.state for point in known.values()) == ["done"] * 4 + ["stopped"] * 2
-    assert not list((tmp_path / "runs").glob("*/start-*")), "copies are meant to go with the end"
+    assert sorted(point.state for point in known.values()) == ["done"] * 4 + ["stopped"] * 4
+    remove_starts(swept)
+    assert not list((tmp_path / "runs").glob("*/start-*/*")), "copies are meant to go with the end"
     evolve(swept, first, learn)
-    assert len(seen) == 3, "nothing is left to do"
+    assert len(learn.seen) == 3, "nothing is left to do"
+
+
+def test_failures_are_followed_by_copies_and_at_the_end_are_tried_again(tmp_path):
+    swept = sweep_in(tmp_path, trials=4)
+    first, learn = points(swept.config), Worker(swept, fails=[(4, 1), (8, 0), (10, 2)])
+    evolve(swept, first, learn)
+    assert [until for until, _ in learn.seen] == [4, 8, 10]
+    assert sorted(point.state for point in swept.known()).count("failed") == 3
+    learn.fails = set()
+    try_again(swept, first)
+    evolve(swept, first, learn)
+    assert learn.seen[3:] == [(10, 1)], "only what failed in the last generation is meant to be tried again"
+    assert sorted(point.state for point in swept.known()).count("done") == 4
+
+
+def test_where_all_failed_all_are_tried_again(tmp_path):
+    swept = sweep_in(tmp_path, trials=2)
+    first, learn = points(swept.config), Worker(swept, fails=[(4, 0), (4, 1)])
+    evolve(swept, first, learn)
+    assert {point.state for point in swept.known()} == {"failed"}
+    learn.fails = set()
+    try_again(swept, first)
+    evolve(swept, first, learn)
+    assert [until for until, _ in learn.seen] == [4, 4, 8, 10]
+
+
+def test_a_copy_without_its_checkpoint_is_refused(tmp_path):
+    swept = sweep_in(tmp_path, trials=2)
+    first = points(swept.config)
+    for place, values in enumerate(first):
+        swept.write(trained(values, 4, float(place)))
+    with pytest.raises(CheckpointError, match=f"the checkpoint .*{name_of(first[1])}/epoch-0004/state.pt that"):
+        evolve(swept, first, Worker(swept))
 
 
 def test_a_generation_that_comes_no_further_is_no_endless_loop(tmp_path):

@@ -149,3 +149,6 @@ def test_a_card_says_what_read_cameras_and_that_nothing_was_judged():
     assert "read by: sampler, features." in card
     assert "It was not judged." in card
     assert "| relations.centre | camera |" in card
+    assert "another run" not in card
+    started = model_card("run/epoch-0003", recipe | {"start": "first/epoch-0002"}, [{"epoch": 3.0}])
+    assert "It went on from `first/epoch-0002`, a checkpoint of another run" in started

@@ -80,6 +80,8 @@ def test_a_run_begins_with_the_state_of_another(toy_shards, tmp_path, left):
     run = prepare(toy_config(toy_shards, tmp_path, start=left, epochs=3, encoder__weights="gone.pth"))
     assert (run.start.epoch, len(run.start.history)) == (2, 2)
     assert run.recipe["start"] == "one/epoch-0002"
+    by_file = prepare(toy_config(toy_shards, tmp_path, start=f"{left}/state.pt", epochs=3))
+    assert by_file.recipe == prepare(toy_config(toy_shards, tmp_path, start=left, epochs=3)).recipe
     assert "start" not in prepare(toy_config(toy_shards, tmp_path)).recipe
     assert "encoder.weights is not used with start" in " ".join(idle(run.config))
     elsewhere = run.start.elsewhere(run.recipe, height=64, width=32)

@@ -77,6 +77,16 @@ def test_the_best_preset_is_what_the_training_door_takes(tmp_path):
     assert (taken.name, taken.runs, taken.data.root) == ("", "runs", "elsewhere")
 
 
+def test_a_start_of_all_trials_belongs_to_the_best_preset_and_one_of_a_copy_does_not():
+    started = preset(CONFIG, BASE | {"start": "/runs/first/epoch-0001"}, POINTS[3])
+    assert "start: /runs/first/epoch-0001" in started
+    copy = Point("copy", POINTS[3].values | {"start": "t-1/start-0001"}, "done", 2, POINTS[3].history)
+    steps = ["epochs 1 to 1, t-1: a", "epochs 2 to 2, copy: b"]
+    text = preset(CONFIG, BASE, copy, steps)
+    assert "\nstart:" not in text
+    assert "# - epochs 1 to 1, t-1: a\n# - epochs 2 to 2, copy: b\n" in text
+
+
 def test_the_csv_has_all_figures_of_the_last_epoch():
     lines = as_csv(CONFIG, in_order(POINTS, "val/mAP")).splitlines()
     assert lines[0].startswith(

@@ -59,9 +59,9 @@ def learn(
     data, root = config.data, storage.absolute(config.data.root)
     names = [name for name in (data.train, data.query, data.gallery) if name]
     stores = {name: ShardStore.open(root, name, cache=data.cache) for name in names}
+    if state is None and config.start:
+        state = load_run_state(config.start).elsewhere(config.recipe(), height=data.height, width=data.width)
     fresh = TrainState.fresh(encoder, config.recipe(), height=data.height, width=data.width)
-    if config.start:
-        fresh = load_run_state(config.start).elsewhere(config.recipe(), height=data.height, width=data.width)
     splits = Splits(data.train, data.query, data.gallery)
     relations = config.relations.options() | {
         "threads": config.scale.relation_threads,

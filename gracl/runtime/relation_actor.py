@@ -189,8 +189,7 @@ class RelationActor:
         drawing.wait()
 
         def work(features: ndarray, **options: Any) -> None:
-            found = relate(features, epoch=epoch, **options)
-            drawing.last(Found(epoch, features, found, partial(latest, judged)), history)
+            drawing.last(Found(epoch, features, relate(features, **options), partial(latest, judged)), history)
 
         with self._one:
             self._start_shards()

@@ -71,7 +71,7 @@ class TuneConfig(Section):
     exchange_every: Positive = Field(5, description="pbt: epochs between exchanges")
     exchanged: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.25,
-        description="pbt: share of the trials that are replaced by copies of one of the best as many; at least one",
+        description="pbt: share of the trials, one at least, that end at an exchange; copies of the best follow",
     )
     concurrent: Positive = Field(1, description="trials at a time")
     seed: Count = Field(0, description="of the points; the seed of the trainings is one of their settings")

@@ -109,8 +109,9 @@ def _start_of(config: TrainConfig, recipe: Mapping[str, Any], encoder: Mapping[s
     state = load_run_state(place)
     theirs = {"encoder": _form(state.encoder), "a teacher": state.teacher is not None}
     ours: dict[str, Any] = {"encoder": _form(encoder), "a teacher": config.teacher_decay > 0}
-    for name in ("optim.optimizer", *(name for name in recipe if name.endswith("_digest"))):
-        theirs[name], ours[name] = state.recipe.get(name), recipe[name]
+    same = ["optim.optimizer", *(name for name in recipe if name.endswith("_digest"))]
+    theirs |= {name: state.recipe.get(name) for name in same}
+    ours |= {name: recipe[name] for name in same}
     differing = [f"{name}: {theirs[name]!r} there, {ours[name]!r} here" for name in ours if theirs[name] != ours[name]]
     if differing:
         what = f"the encoder, optimizer and data of {place}"

@@ -85,7 +85,11 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
                     tried = config.model_copy(
                         update={"tracking": config.tracking.model_copy(update={"parent": parent})}
                     )
-                    _learn_all(replace(swept, config=tried), open_points, listed, list(known.values()), left, uri)
+                    trying = replace(swept, config=tried)
+                    if config.scheduler == "pbt":
+                        evolve(trying, listed, lambda now, some: _learn(now, some, [], len(some), uri))
+                    else:
+                        _learn(trying, open_points, list(known.values()), left, uri)
                 found = swept.known()
                 if config.scheduler == "pbt":
                     remove_starts(swept)  # also those that a call before left when it was killed at its very end
@@ -245,16 +249,6 @@ def _with(point: Point, seen: Sequence[dict[str, float]], **news: Any) -> Point:
 def _end_early(run_id: str, epochs: int, client: MlflowClient) -> None:
     client.set_tag(run_id, "gracl.stopped_early", str(epochs))
     client.set_terminated(run_id, status="KILLED")
-
-
-def _learn_all(
-    swept: Sweep, left_points: Sequence[Values], listed: Sequence[Values], known: Sequence[Point], left: int, uri: str
-) -> None:
-    """The trials that are left: each to its end, or a population from exchange to exchange."""
-    if swept.config.scheduler == "pbt":
-        evolve(swept, listed, lambda now, some: _learn(now, some, [], len(some), uri))
-    else:
-        _learn(swept, left_points, known, left, uri)
 
 
 def _learn(swept: Sweep, listed: Sequence[Values], known: Sequence[Point], left: int, uri: str) -> None:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,15 @@ class LocalCluster:
     Attributes:
         home: the home folder and place of temporary files of all its processes; short, for socket paths are limited.
         environment: what a client needs, too.
+        address: where a driver that does not come as a job joins it.
+        cpus, store_mb: of each raylet.
     """
 
     home: Path
     environment: Mapping[str, str]
+    address: str
+    cpus: int
+    store_mb: int
     raylets: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def command(self, *words: str, timeout: float = 300.0) -> Said:
@@ -65,6 +69,18 @@ class LocalCluster:
         )
         return Said(done.returncode, done.stdout, time.monotonic() - begun)
 
+    def join(self) -> None:
+        """One more raylet, with a node of its own; there when this returns."""
+        known = self.nodes()
+        _start(self, f"--address={self.address}")
+        # One after the other: two that register at once from one address may be taken for each other.
+        _wait(self, lambda: bool(self.nodes() - known), "another node")
+
+    def nodes(self) -> set[str]:
+        """The ids of the nodes that live, as far as the head knows."""
+        said = self.command("ray", "list", "nodes", "--filter", "state=ALIVE", "--format", "json")
+        return {node["node_id"] for node in json_in(said.text)} if said.code == 0 else set()
+
     def job(self, name: str) -> str:
         """The status of a job, such as RUNNING."""
         said = self.command("ray", "job", "status", name).text
@@ -73,13 +89,16 @@ class LocalCluster:
 
 
 @contextmanager
-def local_cluster(*, nodes: int = 3, cpus: int = 2, store_mb: int = 200) -> Iterator[LocalCluster]:
+def local_cluster(
+    *, nodes: int = 3, cpus: int = 2, store_mb: int = 200, extra: Mapping[str, str] | None = None
+) -> Iterator[LocalCluster]:
     """A cluster for the length of a block; its processes, and no others, are stopped at the end.
 
     Args:
         nodes: raylets, the head's among them.
         cpus: logical CPUs of each.
         store_mb: size of each object store.
+        extra: more of the environment of all its processes.
     """
     home, (port, dashboard, client) = Path(tempfile.mkdtemp(prefix="gr-")), free_ports(3)
     # The entrypoint of a job is looked for on the path of the head.
@@ -94,10 +113,9 @@ def local_cluster(*, nodes: int = 3, cpus: int = 2, store_mb: int = 200) -> Iter
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody is served here who would have to be waited for
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        **(extra or {}),
     }
-    cluster = LocalCluster(home, environment)
-    common = [f"--num-cpus={cpus}", f"--object-store-memory={store_mb * 1024**2}", *_WORKERS, "--block"]
-    common.append("--node-ip-address=127.0.0.1")
+    cluster = LocalCluster(home, environment, f"127.0.0.1:{port}", cpus, store_mb)
     try:
         _start(
             cluster,
@@ -105,13 +123,10 @@ def local_cluster(*, nodes: int = 3, cpus: int = 2, store_mb: int = 200) -> Iter
             f"--port={port}",
             f"--dashboard-port={dashboard}",
             f"--ray-client-server-port={client}",
-            *common,
         )
         _wait(cluster, lambda: cluster.command("ray", "job", "list").code == 0, "the head")
-        for living in range(2, nodes + 1):
-            _start(cluster, f"--address=127.0.0.1:{port}", *common)
-            # One after the other: two that register at once from one address may be taken for each other.
-            _wait(cluster, partial(_has_nodes, cluster, living), f"{living} nodes")
+        for _ in range(nodes - 1):
+            cluster.join()
         yield cluster
     finally:
         for raylet in reversed(cluster.raylets):
@@ -140,6 +155,11 @@ def _start(cluster: LocalCluster, *options: str) -> None:
                 "ray",
                 "start",
                 *options,
+                f"--num-cpus={cluster.cpus}",
+                f"--object-store-memory={cluster.store_mb * 1024**2}",
+                "--node-ip-address=127.0.0.1",
+                "--block",
+                *_WORKERS,
                 f"--temp-dir={cluster.home}/{len(cluster.raylets)}",
                 f"--dashboard-agent-listen-port={free_ports(1)[0]}",
             ],
@@ -152,11 +172,6 @@ def _start(cluster: LocalCluster, *options: str) -> None:
     cluster.raylets.append(raylet)
 
 
-def _has_nodes(cluster: LocalCluster, many: int) -> bool:
-    said = cluster.command("ray", "list", "nodes", "--filter", "state=ALIVE", "--format", "json")
-    return said.code == 0 and len(json_in(said.text)) == many
-
-
 def json_in(text: str) -> list[dict[str, Any]]:
     """The JSON list that a command printed behind its notes; empty where it printed none."""
     start = text.find("\n[") if not text.startswith("[") else 0
@@ -167,10 +182,10 @@ def json_in(text: str) -> list[dict[str, Any]]:
 def _wait(cluster: LocalCluster, there: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not there():
-        ended = [raylet for raylet in cluster.raylets if raylet.poll() is not None]
+        ended = cluster.raylets[-1].poll() is not None
         if ended or time.monotonic() > deadline:
             logs = "\n".join(path.read_text()[-2000:] for path in sorted(cluster.home.glob("raylet-*.log")))
-            raise RuntimeError(f"waited for {what}; {len(ended)} raylets have ended:\n{logs}")
+            raise RuntimeError(f"waited for {what}; its raylet {'has ended' if ended else 'lives'}:\n{logs}")
         time.sleep(1)
 
 

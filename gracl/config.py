@@ -86,6 +86,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":
         batch = self.sampling.objects * self.sampling.images_per_object
+        self._crews_fit(batch)
         refuse_unless(
             self.sampling.objects % self.scale.workers == 0,
             "sampling.objects that the workers can share equally",
@@ -207,6 +208,34 @@ class TrainConfig(Section):
             "name both splits, or set both to ''",
         )
         return self
+
+    def _crews_fit(self, batch: int) -> None:
+        """Whatever number of workers an elastic run has, its batches are the same and each has an equal part."""
+        scale, group = self.scale, self.encoder.bn_group
+        refuse_unless(
+            scale.min_workers <= scale.workers,
+            "scale.min_workers of at most scale.workers",
+            f"min_workers={scale.min_workers}, workers={scale.workers}",
+            "lower scale.min_workers; 0 for a run that always has scale.workers",
+        )
+        if not scale.min_workers:
+            return
+        refuse_unless(
+            group > 0,
+            "encoder.bn_group above 0 with scale.min_workers: else another number of workers trains another network",
+            f"bn_group={group}",
+            "set encoder.bn_group to what the smallest part of a worker holds, or scale.min_workers=0",
+        )
+        for workers in scale.crews():
+            refuse_unless(
+                self.sampling.objects % workers == 0
+                and self.scan_batch % workers == 0
+                and (workers == 1 or (batch // workers) % group == 0),
+                "sampling.objects and scan_batch that every number of workers from scale.min_workers to scale.workers "
+                "can share equally, each part a multiple of encoder.bn_group",
+                f"{self.sampling.objects} objects, scan_batch={self.scan_batch}, bn_group={group} and {workers} workers",
+                "raise scale.min_workers, or take batches that all of them divide (12 objects for 1 to 4 workers)",
+            )
 
     def _rules_fit(self) -> None:
         """What goes together where proxies are mined; why, says `relations/choices.py`."""

@@ -265,6 +265,14 @@ class Scale(Crew):
     shard_cpus: float = Field(1, ge=0, description="CPUs reserved by each of relations.shards, from two on")
     shard_gpus: float = Field(0, ge=0, description="GPUs reserved by each of relations.shards, from two on")
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without end")
+    min_workers: Count = Field(
+        0, description="elastic: go on with as few workers as this, and with more as nodes come; 0: always scale.workers"
+    )
+    resize_s: float = Field(60.0, gt=0, description="elastic: seconds between looks for room for more workers")
+
+    def crews(self) -> range:
+        """The numbers of workers that a run may have."""
+        return range(self.min_workers or self.workers, self.workers + 1)
 
 
 class Reranking(Section):

@@ -18,11 +18,12 @@ from gracl.types import Plan
 
 @dataclass(frozen=True)
 class Reading:
-    """One pass of all ranks over a plan. `number` counts the readings, so that no two can be mixed."""
+    """One pass of all `ranks` over a plan. `number` counts the readings, so that no two can be mixed."""
 
     number: int
     split: str
     plan: Plan
+    ranks: int
 
 
 class Board:

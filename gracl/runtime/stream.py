@@ -1,7 +1,7 @@
 """plan -> Ray Data -> batches: the stream of encoded images that feeds the ranks.
 
 One dataset serves the whole run. Its source is the plan itself: whenever the ranks begin to iterate, Ray Data asks
-`PlanSource` for its read tasks, and these are the present reading's tickets, cut by rank. A task fetches the *encoded*
+`PlanSource` for its read tasks, and these are the present reading's tickets, cut by rank (as many as the group has that reads). A task fetches the *encoded*
 bytes of several tickets from the shards; the ranks decode and augment in threads (an image is eight times smaller on
 the way). One row is one rank's part of one ticket, so the equal split of Ray Train can drop or shorten nothing, and
 each row says which reading, ticket and rank it is for: a row that is not what the plan says is an error.
@@ -44,7 +44,6 @@ class PlanSource(Datasource):
         board: the run's `Board`.
         root, cache: where the shards are, and the node-local folder for those of a remote root.
         digests: of the splits' manifests when the run was begun.
-        ranks: how many ranks read.
         image_bytes: mean size of an encoded image, by which tickets are packed into blocks.
     """
 
@@ -55,12 +54,11 @@ class PlanSource(Datasource):
         root: str,
         cache: str | None,
         digests: Mapping[str, str],
-        ranks: int,
         image_bytes: float,
     ) -> None:
         self._board, self._open = board, partial(open_store, root, cache=cache)
         self._digests = dict(digests)
-        self._ranks, self._image_bytes = ranks, image_bytes
+        self._image_bytes = image_bytes
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown: it differs from reading to reading, and blocks must not be split."""
@@ -74,15 +72,15 @@ class PlanSource(Datasource):
         if reading is None:
             return []
         tickets, batch = reading.plan.tickets.shape
-        size = max(1, min(BLOCK_TICKETS, int(BLOCK_BYTES / (self._image_bytes * batch / self._ranks))))
+        size = max(1, min(BLOCK_TICKETS, int(BLOCK_BYTES / (self._image_bytes * batch / reading.ranks))))
         return [
             self._task(reading, rank, range(first, min(first + size, tickets)))
             for first in range(0, tickets, size)
-            for rank in range(self._ranks)
+            for rank in range(reading.ranks)
         ]
 
     def _task(self, reading: Reading, rank: int, steps: range) -> ReadTask:
-        indices = reading.plan.share(rank, self._ranks)[steps.start : steps.stop]
+        indices = reading.plan.share(rank, reading.ranks)[steps.start : steps.stop]
         fetch = partial(
             fill,
             partial(self._open, reading.split, digest=self._digests[reading.split]),
@@ -140,7 +138,6 @@ def open_stream(
     root: str,
     cache: str | None,
     digests: Mapping[str, str],
-    ranks: int,
     image_bytes: float,
     task_cpus: float,
 ) -> tuple[dict[str, Dataset], DataConfig]:
@@ -148,7 +145,7 @@ def open_stream(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = None  # a block that is split would go to two ranks
-    source = PlanSource(board, root=root, cache=cache, digests=digests, ranks=ranks, image_bytes=image_bytes)
+    source = PlanSource(board, root=root, cache=cache, digests=digests, image_bytes=image_bytes)
     dataset = ray.data.read_datasource(source, num_cpus=task_cpus, override_num_blocks=1)
     # Blocks go round the ranks in order only with order preserved and without regard to where they lie.
     order = DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
@@ -211,7 +208,7 @@ class StreamBatches:
         self._number += 1
         self._barrier()
         if self._rank == 0:
-            ray.get(self._board.post.remote(Reading(self._number, split, plan)))
+            ray.get(self._board.post.remote(Reading(self._number, split, plan, self._ranks)))
         self._barrier()
         awaited, share = 0, plan.share(self._rank, self._ranks)
         for block in self._blocks():

@@ -100,12 +100,12 @@ def leave_files(run: Run, uri: str) -> bool:
 def demand(config: TrainConfig) -> Demand:
     """What the run holds of the cluster at one time."""
     scale, shards = config.scale, config.relations.shards if config.relations.shards > 1 else 0
-    stream = scale.stream_cpus if scale.stream == "ray" else 0
+    stream, workers = scale.stream_cpus if scale.stream == "ray" else 0, min(scale.crews())
     return Demand(
-        cpus=scale.workers * scale.worker_cpus + scale.relation_cpus + shards * scale.shard_cpus + stream,
-        gpus=scale.workers * scale.worker_gpus + scale.relation_gpus + shards * scale.shard_gpus,
+        cpus=workers * scale.worker_cpus + scale.relation_cpus + shards * scale.shard_cpus + stream,
+        gpus=workers * scale.worker_gpus + scale.relation_gpus + shards * scale.shard_gpus,
         largest=max((scale.worker_gpus, scale.worker_cpus), (scale.shard_gpus, scale.shard_cpus) if shards else (0, 0)),
-        parts=f"{scale.workers} workers, the relation actor"
+        parts=f"{workers} workers, the relation actor"
         + (f", {shards} shards" if shards else "")
         + " and one task of the stream",
         waits=scale.autoscaling,
@@ -234,10 +234,15 @@ def describe_lesson(config: TrainConfig, *, cameras: list[ray.ObjectRef] | None 
 
 
 def scaling(config: TrainConfig) -> ScalingConfig:
-    """The ranks and what each of them reserves."""
+    """The ranks, how few they may become, and what each of them reserves."""
     scale = config.scale
     resources = {"CPU": scale.worker_cpus} | ({"GPU": scale.worker_gpus} if scale.worker_gpus else {})
-    return ScalingConfig(num_workers=scale.workers, use_gpu=bool(scale.worker_gpus), resources_per_worker=resources)
+    return ScalingConfig(
+        num_workers=(scale.min_workers, scale.workers) if scale.min_workers else scale.workers,
+        use_gpu=bool(scale.worker_gpus),
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=scale.resize_s,
+    )
 
 
 def streamed(run: Run, board: Any) -> dict[str, Any]:
@@ -251,7 +256,6 @@ def streamed(run: Run, board: Any) -> dict[str, Any]:
         root=run.root,
         cache=config.data.cache,
         digests=run.digests,
-        ranks=config.scale.workers,
         image_bytes=image_bytes / sum(run.sizes.values()),
         task_cpus=config.scale.stream_cpus,
     )

@@ -156,11 +156,16 @@ def _train(job: Job) -> None:
         ranks=ranks,
         planner=plan_picks(job.lesson, cameras),
         rate=rate_at(job.lesson),
-        reporter=partial(report_epoch, job.board, ranks.rank, monitor.taken if monitor else dict),
+        reporter=partial(report_epoch, job.board, ranks.rank, partial(observed, monitor, ranks)),
         progress=progress,
         splits=job.splits,
         **job.lesson.fit,
     )
+
+
+def observed(monitor: NodeMonitor | None, ranks: TorchRanks) -> dict[str, float]:
+    """What a node did in an epoch, as far as this rank is the one to say it; rank 0 adds how many ranks there were."""
+    return (monitor.taken() if monitor else {}) | ({"system/workers": float(ranks.size)} if ranks.rank == 0 else {})
 
 
 def open_batches(source: Source, board: Any, ranks: TorchRanks) -> Batches:

@@ -48,7 +48,6 @@ class Ends:
             root=root,
             cache=None,
             digests=wanted or digests(root),
-            ranks=ranks,
             image_bytes=IMAGE_BYTES,
             task_cpus=0.5,
         )
@@ -152,7 +151,7 @@ def test_readings_one_after_another_never_mix(three_ranks, toy_shards):
 
 @pytest.mark.ray
 def test_before_the_first_reading_there_is_nothing_to_fetch(ray_cluster, toy_shards):
-    source = PlanSource(open_board(), root=toy_shards, cache=None, digests={}, ranks=1, image_bytes=IMAGE_BYTES)
+    source = PlanSource(open_board(), root=toy_shards, cache=None, digests={}, image_bytes=IMAGE_BYTES)
     assert source.get_read_tasks(1) == []
 
 
@@ -167,9 +166,9 @@ def test_before_the_first_reading_there_is_nothing_to_fetch(ray_cluster, toy_sha
 )
 def test_blocks_are_limited_by_tickets_and_by_bytes(ray_cluster, toy_shards, image_bytes, rows):
     board, plan = open_board(), scan_plan(120, 12)
-    ray.get(board.post.remote(Reading(1, "train", plan)))
+    ray.get(board.post.remote(Reading(1, "train", plan, 2)))
     source = PlanSource(
-        board, root=toy_shards, cache=None, digests=digests(toy_shards), ranks=2, image_bytes=image_bytes
+        board, root=toy_shards, cache=None, digests=digests(toy_shards), image_bytes=image_bytes
     )
     tasks = source.get_read_tasks(1)
     assert max(task.metadata.num_rows for task in tasks) == rows

@@ -1,0 +1,365 @@
+"""kill -9 in every phase of a run on three raylets: what a run loses, and how long it takes to go on.
+
+Victims and phases are drawn from a seed. A run of two ranks is watched through the line that it shows on a terminal; as
+soon as the phase is there, the victim dies. The run goes on by itself, or the same command is typed again. In the end
+it is held against a run that nobody disturbed: weights, optimizer, figures, MLflow, and what was left behind.
+
+    python -m tests.chaos.kills shards=shards/demo kills=60 seed=0 out=FILE.json
+"""
+
+import json
+import os
+import pty
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+
+from benchmarks.rehearse_jobs import ROOT, LocalCluster, local_cluster, wait_until
+from gracl.learning.checkpoint import load_state
+from tests.local.test_fit import assert_same_run
+
+EPOCHS = 10
+# By the name that Ray gives the process of each; the driver and the raylets are known without.
+VICTIMS = {
+    "worker": "RayTrainWorker",
+    "relation actor": "RelationActor",
+    "data task": "ReadImages|fetch_|Map\\(",
+    "controller": "TrainController",
+    "raylet": "",
+    "driver": "",
+}
+# As the line on the terminal names them; `plan` is the begin of picking, `checkpoint` the folder that a rank writes.
+PHASES = {
+    "scan": "scan",
+    "relate": "knn|jaccard|cluster|proxies|figures",
+    "plan": "train",
+    "pick": "train",
+    "checkpoint": "",
+    "evaluate": "query|gallery",
+}
+SETTINGS = (
+    "pipelines/presets/demo.yaml",
+    f"epochs={EPOCHS}",
+    "eval_every=2",
+    "data.height=32",  # small pictures: what is tried here is not the network
+    "data.width=16",
+    "views.pad=2",
+    "sampling.steps=12",
+    "scale.workers=2",
+    "scale.worker_cpus=0.5",
+    "scale.relation_cpus=0.5",
+    "scale.stream_cpus=0.5",
+    "scale.max_failures=-1",
+)
+
+
+@dataclass
+class Kill:
+    """What was done and what came of it; `went_on` says how, `seconds` until the next epoch was done."""
+
+    victim: str
+    phase: str
+    run: str
+    at: str
+    epochs_before: int
+    went_on: str = "by itself"
+    repeated: int = 0
+    seconds: float = 0.0
+
+
+class Driver:
+    """The train command on a terminal of its own; what it shows is read as it comes."""
+
+    def __init__(self, cluster: LocalCluster, settings: tuple[str, ...]) -> None:
+        ours, theirs = pty.openpty()
+        self.phase, self.epochs, self.text = "", list[tuple[int, float]](), ""
+        self.process = subprocess.Popen(
+            [sys.executable, "pipelines/train.py", *settings],
+            cwd=ROOT,
+            env={**cluster.environment, "RAY_ADDRESS": cluster.address},
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            text=True,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
+        self._reader.start()
+
+    def _read(self, terminal: int) -> None:
+        with os.fdopen(terminal, "rb", buffering=0) as shown:
+            while True:
+                try:
+                    piece = shown.read(4096)
+                except OSError:  # how Linux says that nobody has the other side open any more
+                    return
+                if not piece:
+                    return
+                self._take(piece.decode(errors="replace"))
+
+    def _take(self, piece: str) -> None:
+        self.text += piece
+        for line in re.split(r"[\r\n]|\x1b\[K", piece):
+            if done := re.match(r"epoch (\d+)/\d+: ", line):
+                self.epochs.append((int(done[1]), time.monotonic()))
+            elif now := re.match(r"epoch (\d+)/\d+  (.+)", line):
+                self.phase = now[2]
+
+    def done(self) -> int:
+        """The last epoch that was shown as done; 0 for none."""
+        return max((epoch for epoch, _ in self.epochs), default=0)
+
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self.process.poll() is not None
+
+
+@dataclass
+class Chaos:
+    """Runs that are disturbed, one after the other, until all kills of the list are done or were not possible."""
+
+    cluster: LocalCluster
+    runs: Path
+    common: tuple[str, ...]
+    dice: random.Random
+    seen: dict[int, float] = field(default_factory=dict)
+    kills: list[Kill] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+    def disturb(self, name: str, wanted: list[tuple[str, str]]) -> dict[str, Any]:
+        """One run to its end; takes from `wanted` as it goes, at most one kill before each epoch that is done.
+
+        Returns:
+            The run's own result.
+        """
+        command = (*self.common, f"name={name}")
+        driver, open_kill, open_since, done, deadline = Driver(self.cluster, command), None, 0.0, 0, 0.0
+        began, looked = time.monotonic(), 0.0
+        while True:
+            if time.monotonic() - began > 1500:
+                raise RuntimeError(f"the run {name} does not end; its terminal said:\n{driver.text[-3000:]}")
+            if time.monotonic() - looked > 0.5:
+                self._note_processes(driver)
+                looked = time.monotonic()
+            if driver.ended():
+                out = driver.process.communicate()[0]
+                if driver.process.returncode == 0:
+                    self._close(open_kill, open_since, driver, began)
+                    return dict(json.loads(out.splitlines()[-1]))
+                if open_kill is None:
+                    raise RuntimeError(f"ended with {driver.process.returncode} undisturbed:\n{driver.text[-4000:]}")
+                open_kill.went_on = "by the same command"
+                driver = Driver(self.cluster, command)
+            if open_kill and self._close(open_kill, open_since, driver, began):
+                open_kill = None
+            if open_kill is None and wanted and not deadline:
+                deadline = time.monotonic() + 60  # the phase must come round in it
+            if open_kill is None and wanted and (driver.phase or driver.done()):
+                victim, phase = wanted[0]
+                if self._is(phase, driver):
+                    done = driver.done() if driver.epochs else kept(self.runs / name)
+                    where = driver.phase
+                    if self._kill(victim, driver):
+                        open_kill, open_since = Kill(victim, phase, name, where, done), time.monotonic()
+                        self.kills.append(open_kill)
+                        wanted.pop(0)
+                        deadline = 0.0
+                        print(f"{name}: {victim} in {phase} ({where}), {done} epochs done", flush=True)
+                elif time.monotonic() > deadline:
+                    wanted.append(wanted.pop(0))  # another one first: this may need another moment
+                    deadline = 0.0
+            time.sleep(0.02)
+
+    def _close(self, kill: Kill | None, since: float, driver: Driver, began: float) -> bool:
+        """Whether the run has done an epoch since the kill; then the kill is written down."""
+        if kill is None:
+            return False
+        after = [epoch for epoch, when in driver.epochs if when > since]
+        if not after:
+            return False
+        kill.seconds = round(next(when for _, when in driver.epochs if when > since) - since, 1)
+        kill.repeated = max(0, kill.epochs_before + 1 - after[0])
+        if kill.victim == "raylet":
+            self.cluster.join()
+        return True
+
+    def _is(self, phase: str, driver: Driver) -> bool:
+        if phase == "checkpoint":
+            return any(Path(self.cluster.environment["GRACL_TMP"]).glob("gracl-*"))
+        if not re.match(PHASES[phase], driver.phase):
+            return False
+        begun = re.search(r" 0/| [1-3]/", driver.phase) is not None
+        return begun if phase == "plan" else not (phase == "pick" and begun)
+
+    def _kill(self, victim: str, driver: Driver) -> bool:
+        pids = self._pids(victim, driver)
+        if not pids:
+            return False
+        if victim == "driver":
+            os.killpg(driver.process.pid, signal.SIGKILL)
+        else:
+            psutil.Process(self.dice.choice(pids)).kill()
+        return True
+
+    def _pids(self, victim: str, driver: Driver) -> list[int]:
+        if victim == "driver":
+            return [driver.process.pid]
+        family = [process for process in self._family() if process.is_running()]
+        if victim == "raylet":  # not the head's, whose loss is the cluster's
+            head = {child.pid for child in children(self.cluster.raylets[0].pid)}
+            return [process.pid for process in family if name_of(process) == "raylet" and process.pid not in head]
+        return [process.pid for process in family if re.search(f"ray::.*({VICTIMS[victim]})", name_of(process))]
+
+    def _family(self) -> list[psutil.Process]:
+        return [child for raylet in self.cluster.raylets for child in children(raylet.pid)]
+
+    def _note_processes(self, driver: Driver) -> None:
+        for process in [*self._family(), *children(driver.process.pid)]:
+            if process.pid not in self.seen:
+                try:
+                    self.seen[process.pid] = process.create_time()
+                except psutil.Error:
+                    continue  # it has ended meanwhile: nothing is left of it
+
+    def left(self) -> list[str]:
+        """The processes that still live of all that were seen."""
+        found = []
+        for pid, begun in self.seen.items():
+            try:
+                process = psutil.Process(pid)
+                if process.create_time() == begun and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(f"{pid} {name_of(process)}")
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+
+def children(pid: int) -> list[psutil.Process]:
+    """All processes below one; none where it has ended."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def name_of(process: psutil.Process) -> str:
+    """The title that Ray gave a process, or its program's name; empty where it has ended."""
+    try:
+        title = " ".join(process.cmdline())
+        return title if title.startswith("ray::") else process.name()
+    except psutil.Error:
+        return ""
+
+
+def kept(folder: Path) -> int:
+    """The newest epoch among a run's checkpoints."""
+    return max((int(place.name[6:]) for place in folder.glob("epoch-????")), default=0)
+
+
+def recorded(result: Mapping[str, Any]) -> list[int]:
+    """The epochs that MLflow has of a run, each as often as it has it."""
+    client = mlflow.MlflowClient(result["tracking_uri"])
+    return sorted(point.step for point in client.get_metric_history(result["mlflow_run_id"], "train/loss"))
+
+
+def schedule(kills: int, dice: random.Random) -> list[tuple[str, str]]:
+    """Every victim in every phase, in a drawn order, again and again until there are enough."""
+    every = [(victim, phase) for victim in VICTIMS for phase in PHASES]
+    return [pair for _ in range(-(-kills // len(every))) for pair in dice.sample(every, len(every))][:kills]
+
+
+@contextmanager
+def chaos(runs: Path, settings: tuple[str, ...], seed: int) -> Iterator[Chaos]:
+    """A cluster of three raylets to disturb runs on."""
+    temporary = runs / "tmp"
+    temporary.mkdir(parents=True)
+    extra = {"GRACL_TMP": str(temporary), "TMPDIR": str(temporary), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+    with local_cluster(extra=extra) as cluster:
+        yield Chaos(cluster, runs, (*SETTINGS, *settings, f"runs={runs}"), random.Random(seed))
+
+
+def rehearse(
+    shards: str, runs: Path, *, kills: int, seed: int, settings: tuple[str, ...] = (), each: int = EPOCHS - 2
+) -> dict[str, Any]:
+    """All of it.
+
+    Args:
+        shards: of a world to train on.
+        runs: an empty folder.
+        kills: how many.
+        seed: they are drawn from it.
+        settings: of the training, beside `SETTINGS`.
+        each: kills in a run, at most.
+
+    Returns:
+        Each kill, what differed from the unbroken run, and what was left.
+    """
+    shared, wanted = set(os.listdir("/dev/shm")), schedule(kills, random.Random(seed))
+    results, differences, doubled = list[dict[str, Any]](), list[str](), list[str]()
+    with chaos(runs, (f"data.root={shards}", *settings), seed) as running:
+        began = time.monotonic()
+        unbroken = load_state(running.disturb("unbroken", [])["checkpoint"])
+        alone = time.monotonic() - began
+        while wanted and len(results) < kills:
+            name, now = f"killed-{len(results):02d}", wanted[:each]
+            before = len(running.kills)
+            results.append(running.disturb(name, now))
+            wanted = now + wanted[each:]
+            if len(running.kills) == before:
+                running.missed += [f"{victim} in {phase}" for victim, phase in now]
+                wanted = wanted[len(now) :]
+            try:
+                assert_same_run(load_state(results[-1]["checkpoint"]), unbroken)
+            except AssertionError as error:
+                differences.append(f"{name}: {error}")
+            if (steps := recorded(results[-1])) != list(range(1, EPOCHS + 1)):
+                doubled.append(f"{name}: {steps}")
+        temporary = sorted(place.name for place in (runs / "tmp").iterdir())
+        ours = wait_until(lambda: not [one for one in running.left() if "ray::" in one and "idle" not in one], 30)
+        busy = [] if ours else running.left()
+    gone = wait_until(lambda: not running.left(), 30)
+    return {
+        "kills": [asdict(kill) for kill in running.kills],
+        "by_victim": Counter(kill.victim for kill in running.kills),
+        "by_phase": Counter(kill.phase for kill in running.kills),
+        "not_possible": running.missed,
+        "runs": len(results),
+        "unbroken_s": round(alone, 1),
+        "differing_from_the_unbroken_run": differences,
+        "mlflow_not_once_each": doubled,
+        "epochs_repeated_beside_the_one_under_way": sum(kill.repeated for kill in running.kills),
+        "left": {
+            "processes_after_the_runs": busy,
+            "processes_after_the_cluster": [] if gone else running.left(),
+            "shared_memory": sorted(set(os.listdir("/dev/shm")) - shared),
+            "temporary": temporary,
+        },
+    }
+
+
+def main() -> None:
+    """Kills, and writes down what came of it."""
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if not {"shards", "runs", "out"} <= {*options} <= {"shards", "runs", "out", "kills", "seed"}:
+        raise SystemExit(f"expected shards=, runs=, out=, kills=, seed=; came {' '.join(sys.argv[1:])}")
+    shards, runs = Path(options["shards"]).absolute(), Path(options["runs"]).absolute()
+    found = rehearse(str(shards), runs, kills=int(options.get("kills", 60)), seed=int(options.get("seed", 0)))
+    Path(options["out"]).write_text(json.dumps(found, indent=1))
+    print(json.dumps({name: value for name, value in found.items() if name != "kills"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

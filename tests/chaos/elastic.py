@@ -63,7 +63,7 @@ def finished(driver: Driver) -> dict[str, Any]:
 
 def rehearse(shards: str, runs: Path) -> dict[str, Any]:
     """All of it: workers in each epoch, seconds until the run went on, distances from the run of two."""
-    common = (*SETTINGS, *ROOM, f"data.root={shards}", f"runs={runs}")
+    common = (*SETTINGS, *ROOM, f"data.root={shards}", f"runs={runs}", "scale.max_failures=-1")
     with local_cluster(nodes=2, cpus=1) as cluster:
         fixed = finished(Driver(cluster, (*common, "name=fixed")))
         driver = Driver(cluster, (*common, *ELASTIC, "name=elastic"))

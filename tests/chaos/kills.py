@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,6 +50,8 @@ PHASES = {
     "checkpoint": "",
     "evaluate": "query|gallery",
 }
+# Ray's own, which stay as long as the cluster: agents, workers that wait for work, detached actors.
+OF_THE_CLUSTER = "Agent|IDLE|_AutoscalingCoordinatorActor|_StatsActor"
 SETTINGS = (
     "pipelines/presets/demo.yaml",
     f"epochs={EPOCHS}",
@@ -62,7 +64,6 @@ SETTINGS = (
     "scale.worker_cpus=0.5",
     "scale.relation_cpus=0.5",
     "scale.stream_cpus=0.5",
-    "scale.max_failures=-1",
 )
 
 
@@ -146,7 +147,7 @@ class Chaos:
             The run's own result.
         """
         command = (*self.common, f"name={name}")
-        driver, open_kill, open_since, done, deadline = Driver(self.cluster, command), None, 0.0, 0, 0.0
+        driver, open_kill, open_since, deadline = Driver(self.cluster, command), None, 0.0, 0.0
         began, looked = time.monotonic(), 0.0
         while True:
             if time.monotonic() - began > 1500:
@@ -157,13 +158,13 @@ class Chaos:
             if driver.ended():
                 out = driver.process.communicate()[0]
                 if driver.process.returncode == 0:
-                    self._close(open_kill, open_since, driver, began)
+                    self._close(open_kill, open_since, driver)
                     return dict(json.loads(out.splitlines()[-1]))
                 if open_kill is None:
                     raise RuntimeError(f"ended with {driver.process.returncode} undisturbed:\n{driver.text[-4000:]}")
                 open_kill.went_on = "by the same command"
                 driver = Driver(self.cluster, command)
-            if open_kill and self._close(open_kill, open_since, driver, began):
+            if open_kill and self._close(open_kill, open_since, driver):
                 open_kill = None
             if open_kill is None and wanted and not deadline:
                 deadline = time.monotonic() + 60  # the phase must come round in it
@@ -183,7 +184,7 @@ class Chaos:
                     deadline = 0.0
             time.sleep(0.02)
 
-    def _close(self, kill: Kill | None, since: float, driver: Driver, began: float) -> bool:
+    def _close(self, kill: Kill | None, since: float, driver: Driver) -> bool:
         """Whether the run has done an epoch since the kill; then the kill is written down."""
         if kill is None:
             return False
@@ -217,11 +218,11 @@ class Chaos:
     def _pids(self, victim: str, driver: Driver) -> list[int]:
         if victim == "driver":
             return [driver.process.pid]
-        family = [process for process in self._family() if process.is_running()]
-        if victim == "raylet":  # not the head's, whose loss is the cluster's
-            head = {child.pid for child in children(self.cluster.raylets[0].pid)}
-            return [process.pid for process in family if name_of(process) == "raylet" and process.pid not in head]
-        return [process.pid for process in family if re.search(f"ray::.*({VICTIMS[victim]})", name_of(process))]
+        if victim == "raylet":  # not the head's, whose loss is the cluster's; those first that have a part of the run
+            families = [children(raylet.pid) for raylet in self.cluster.raylets[1:]]
+            families.sort(key=lambda family: not any(re.search("RayTrain|Relation", name_of(one)) for one in family))
+            return [one.pid for family in families for one in family if name_of(one) == "raylet"][:1]
+        return [process.pid for process in self._family() if re.search(f"ray::.*({VICTIMS[victim]})", name_of(process))]
 
     def _family(self) -> list[psutil.Process]:
         return [child for raylet in self.cluster.raylets for child in children(raylet.pid)]
@@ -241,10 +242,14 @@ class Chaos:
             try:
                 process = psutil.Process(pid)
                 if process.create_time() == begun and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(f"{pid} {name_of(process)}")
+                    found.append(name_of(process))
             except psutil.NoSuchProcess:
                 continue
         return found
+
+    def busy(self) -> list[str]:
+        """The processes of a run that still live, beside those that Ray keeps for a cluster."""
+        return [name for name in self.left() if name.startswith("ray::") and not re.search(OF_THE_CLUSTER, name)]
 
 
 def children(pid: int) -> list[psutil.Process]:
@@ -258,7 +263,7 @@ def children(pid: int) -> list[psutil.Process]:
 def name_of(process: psutil.Process) -> str:
     """The title that Ray gave a process, or its program's name; empty where it has ended."""
     try:
-        title = " ".join(process.cmdline())
+        title = " ".join(process.cmdline()).strip()
         return title if title.startswith("ray::") else process.name()
     except psutil.Error:
         return ""
@@ -288,7 +293,7 @@ def chaos(runs: Path, settings: tuple[str, ...], seed: int) -> Iterator[Chaos]:
     temporary.mkdir(parents=True)
     extra = {"GRACL_TMP": str(temporary), "TMPDIR": str(temporary), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
     with local_cluster(extra=extra) as cluster:
-        yield Chaos(cluster, runs, (*SETTINGS, *settings, f"runs={runs}"), random.Random(seed))
+        yield Chaos(cluster, runs, (*settings, f"runs={runs}", "scale.max_failures=-1"), random.Random(seed))
 
 
 def rehearse(
@@ -309,7 +314,7 @@ def rehearse(
     """
     shared, wanted = set(os.listdir("/dev/shm")), schedule(kills, random.Random(seed))
     results, differences, doubled = list[dict[str, Any]](), list[str](), list[str]()
-    with chaos(runs, (f"data.root={shards}", *settings), seed) as running:
+    with chaos(runs, (*SETTINGS, f"data.root={shards}", *settings), seed) as running:
         began = time.monotonic()
         unbroken = load_state(running.disturb("unbroken", [])["checkpoint"])
         alone = time.monotonic() - began
@@ -328,8 +333,8 @@ def rehearse(
             if (steps := recorded(results[-1])) != list(range(1, EPOCHS + 1)):
                 doubled.append(f"{name}: {steps}")
         temporary = sorted(place.name for place in (runs / "tmp").iterdir())
-        ours = wait_until(lambda: not [one for one in running.left() if "ray::" in one and "idle" not in one], 30)
-        busy = [] if ours else running.left()
+        wait_until(lambda: not running.busy(), 30)
+        busy = running.busy()
     gone = wait_until(lambda: not running.left(), 30)
     return {
         "kills": [asdict(kill) for kill in running.kills],

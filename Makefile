@@ -7,7 +7,7 @@ READY := .venv/.ready
 WORLD := demo/world
 SHARDS := demo/shards
 
-.PHONY: demo test test-pure bench-gpu lint format lock clean
+.PHONY: demo test test-pure chaos bench-gpu lint format lock clean
 
 demo: $(READY)  ## a synthetic world, learnt without labels on Ray; about five minutes on two cores
 	rm -rf demo
@@ -22,6 +22,19 @@ test: $(READY)  ## every test that this machine can run; those with Ray, and tho
 
 test-pure: $(READY)  ## only what needs no Ray: under a minute
 	$(BIN)/python -m pytest -m "not ray" tests/unit tests/architecture tests/local
+
+chaos: $(READY) $(SHARDS)/train/manifest.json  ## kill -9 in every phase, nodes that go and come, damaged pictures, a soak: hours
+	rm -rf chaos
+	$(BIN)/python -m pytest tests/chaos
+	$(BIN)/python -m tests.chaos.kills shards=$(SHARDS) runs=chaos/kills kills=60 seed=0 out=chaos/kills.json
+	$(BIN)/python -m tests.chaos.elastic shards=$(SHARDS) runs=chaos/elastic out=chaos/elastic.json
+	$(BIN)/python -m tests.chaos.fuzz_pictures files=20000 seed=0 out=chaos/fuzz.json
+	$(BIN)/python -m tests.chaos.soak shards=$(SHARDS) runs=chaos/soak minutes=120 out=chaos/soak.json
+
+$(SHARDS)/train/manifest.json: | $(READY)
+	rm -rf $(WORLD) $(SHARDS)
+	$(BIN)/python pipelines/synthesize.py pipelines/presets/demo_world.yaml out=$(WORLD)
+	$(BIN)/python pipelines/ingest.py layout=market1501 raw=$(WORLD) out=$(SHARDS)
 
 bench-gpu: $(READY)  ## what there is to see on one GPU, in under nine minutes
 	PYTHON=$(BIN)/python benchmarks/on_gpu.sh bench-gpu
@@ -40,7 +53,7 @@ lock: $(READY)  ## writes down what is installed now
 	echo "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')" >> constraints.txt
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo chaos
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "gracl needs Python 3.11, 3.12 or 3.13: install one, or give PYTHON=/path/to/python"; exit 1; }

@@ -141,13 +141,13 @@ class Chaos:
     missed: list[str] = field(default_factory=list)
 
     def disturb(self, name: str, wanted: list[tuple[str, str]]) -> dict[str, Any]:
-        """One run to its end; takes from `wanted` as it goes, at most one kill before each epoch that is done.
+        """One run to its end; takes from `wanted` what the phase allows, at most one kill before an epoch is done.
 
         Returns:
             The run's own result.
         """
         command = (*self.common, f"name={name}")
-        driver, open_kill, open_since, deadline = Driver(self.cluster, command), None, 0.0, 0.0
+        driver, open_kill, open_since = Driver(self.cluster, command), None, 0.0
         began, looked = time.monotonic(), 0.0
         while True:
             if time.monotonic() - began > 1500:
@@ -166,22 +166,15 @@ class Chaos:
                 driver = Driver(self.cluster, command)
             if open_kill and self._close(open_kill, open_since, driver):
                 open_kill = None
-            if open_kill is None and wanted and not deadline:
-                deadline = time.monotonic() + 60  # the phase must come round in it
-            if open_kill is None and wanted and (driver.phase or driver.done()):
-                victim, phase = wanted[0]
-                if self._is(phase, driver):
-                    done = driver.done() if driver.epochs else kept(self.runs / name)
-                    where = driver.phase
-                    if self._kill(victim, driver):
-                        open_kill, open_since = Kill(victim, phase, name, where, done), time.monotonic()
+            if open_kill is None and (driver.phase or driver.done()):
+                for pair in [pair for pair in wanted if self._is(pair[1], driver)]:
+                    done, where = driver.done() if driver.epochs else kept(self.runs / name), driver.phase
+                    if self._kill(pair[0], driver):
+                        open_kill, open_since = Kill(*pair, name, where, done), time.monotonic()
                         self.kills.append(open_kill)
-                        wanted.pop(0)
-                        deadline = 0.0
-                        print(f"{name}: {victim} in {phase} ({where}), {done} epochs done", flush=True)
-                elif time.monotonic() > deadline:
-                    wanted.append(wanted.pop(0))  # another one first: this may need another moment
-                    deadline = 0.0
+                        wanted.remove(pair)
+                        print(f"{name}: {pair[0]} in {pair[1]} ({where}), {done} epochs done", flush=True)
+                        break
             time.sleep(0.02)
 
     def _close(self, kill: Kill | None, since: float, driver: Driver) -> bool:
@@ -296,9 +289,7 @@ def chaos(runs: Path, settings: tuple[str, ...], seed: int) -> Iterator[Chaos]:
         yield Chaos(cluster, runs, (*settings, f"runs={runs}", "scale.max_failures=-1"), random.Random(seed))
 
 
-def rehearse(
-    shards: str, runs: Path, *, kills: int, seed: int, settings: tuple[str, ...] = (), each: int = EPOCHS - 2
-) -> dict[str, Any]:
+def rehearse(shards: str, runs: Path, *, kills: int, seed: int, settings: tuple[str, ...] = ()) -> dict[str, Any]:
     """All of it.
 
     Args:
@@ -307,7 +298,6 @@ def rehearse(
         kills: how many.
         seed: they are drawn from it.
         settings: of the training, beside `SETTINGS`.
-        each: kills in a run, at most.
 
     Returns:
         Each kill, what differed from the unbroken run, and what was left.
@@ -319,13 +309,10 @@ def rehearse(
         unbroken = load_state(running.disturb("unbroken", [])["checkpoint"])
         alone = time.monotonic() - began
         while wanted and len(results) < kills:
-            name, now = f"killed-{len(results):02d}", wanted[:each]
-            before = len(running.kills)
-            results.append(running.disturb(name, now))
-            wanted = now + wanted[each:]
-            if len(running.kills) == before:
-                running.missed += [f"{victim} in {phase}" for victim, phase in now]
-                wanted = wanted[len(now) :]
+            name, before = f"killed-{len(results):02d}", len(running.kills)
+            results.append(running.disturb(name, wanted))
+            if len(running.kills) == before:  # what is still wanted does not occur: nothing of it lives in that phase
+                running.missed, wanted = [f"{victim} in {phase}" for victim, phase in wanted], []
             try:
                 assert_same_run(load_state(results[-1]["checkpoint"]), unbroken)
             except AssertionError as error:

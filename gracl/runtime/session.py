@@ -17,7 +17,8 @@ from gracl.errors import ConfigError, GraclError, expected
 class Demand:
     """What a run will hold of the cluster at one time; `waits` for a cluster that grows when more is asked for.
 
-    `largest` has the GPUs and CPUs of the largest part, which one node must have.
+    `elastic`: fewer workers would do, so a group that does not come about is not waited for as long. `largest` has the
+    GPUs and CPUs of the largest part, which one node must have.
     """
 
     cpus: float
@@ -26,6 +27,7 @@ class Demand:
     largest: tuple[float, float] = (0, 0)
     advice: str = "lower scale.workers or what each part reserves, add nodes, or set scale.autoscaling=true"
     waits: bool = False
+    elastic: bool = False
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def session(demand: Demand) -> Iterator[None]:
     """
     ours = not ray.is_initialized()
     if ours:
-        quieten()
+        quieten(elastic=demand.elastic)
         if os.environ.get("RAY_ADDRESS"):
             ray.init(logging_level=logging.WARNING, log_to_driver=False)
         else:
@@ -94,13 +96,16 @@ def _refusal_behind(error: BaseException) -> GraclError | None:
     return None
 
 
-def quieten() -> None:
+def quieten(*, elastic: bool = False) -> None:
     """Ray's own bars and banners off: the terminal belongs to the run. What is set already stays."""
+    # Cold nodes import torch for longer than Ray's 60 s. But after a node was lost Ray still counts it, and an elastic
+    # run waits for this long before it takes fewer workers.
+    patience = "90" if elastic else "300"
     for name, value in {
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint counts once the controller has polled it
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # cold nodes import torch for longer than Ray's 60 s
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": patience,
     }.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -109,6 +109,7 @@ def demand(config: TrainConfig) -> Demand:
         + (f", {shards} shards" if shards else "")
         + " and one task of the stream",
         waits=scale.autoscaling,
+        elastic=bool(scale.min_workers),
     )
 
 

@@ -36,7 +36,7 @@ EPOCHS = 10
 VICTIMS = {
     "worker": "RayTrainWorker",
     "relation actor": "RelationActor",
-    "data task": "ReadImages|fetch_|Map\\(",
+    "data task": "ReadPlan",
     "controller": "TrainController",
     "raylet": "",
     "driver": "",
@@ -164,7 +164,7 @@ class Chaos:
                     raise RuntimeError(f"ended with {driver.process.returncode} undisturbed:\n{driver.text[-4000:]}")
                 open_kill.went_on = "by the same command"
                 driver = Driver(self.cluster, command)
-            if open_kill and self._close(open_kill, open_since, driver):
+            if open_kill and not driver.ended() and self._close(open_kill, open_since, driver):
                 open_kill = None
             if open_kill is None and (driver.phase or driver.done()):
                 for pair in [pair for pair in wanted if self._is(pair[1], driver)]:
@@ -178,14 +178,13 @@ class Chaos:
             time.sleep(0.02)
 
     def _close(self, kill: Kill | None, since: float, driver: Driver) -> bool:
-        """Whether the run has done an epoch since the kill; then the kill is written down."""
-        if kill is None:
+        """Whether the run has done an epoch since the kill, or has ended; then the kill is written down."""
+        after = [done for done in driver.epochs if done[1] > since]
+        if kill is None or not (after or driver.ended()):
             return False
-        after = [epoch for epoch, when in driver.epochs if when > since]
-        if not after:
-            return False
-        kill.seconds = round(next(when for _, when in driver.epochs if when > since) - since, 1)
-        kill.repeated = max(0, kill.epochs_before + 1 - after[0])
+        epoch, when = after[0] if after else (kill.epochs_before + 1, time.monotonic())
+        kill.seconds = round(when - since, 1)
+        kill.repeated = max(0, kill.epochs_before + 1 - epoch)
         if kill.victim == "raylet":
             self.cluster.join()
         return True

@@ -28,6 +28,7 @@ from gracl.images.views import eval_view
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import autocast, encode
 from gracl.learning.flipping import encode_with_mirror
+from gracl.locks import holding
 from gracl.runtime.checkpoints import load_model
 from gracl.runtime.session import Demand, refusals, session
 from gracl.runtime.terminal import Progress, say
@@ -144,13 +145,19 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         Folder, images, feature size, seconds.
 
     Raises:
-        ConfigError, ShardError, CheckpointError: before Ray starts.
+        ConfigError, ShardError, CheckpointError: before Ray starts; a ConfigError also where another process is
+            writing there.
     """
-    started = time.perf_counter()
     encoder, out = check(config, config.data, [config.split]), storage.absolute(config.out)
+    with holding(out, f"the features in {out}", tell=say):
+        return _extracted(config, out, encoder.feature_size)
+
+
+def _extracted(config: ExtractConfig, out: str, dim: int) -> dict[str, Any]:
+    started = time.perf_counter()
     if storage.exists(storage.join(out, "manifest.json")):
         raise ConfigError(expected("a new folder for features", f"{out}, which holds some", "choose another out="))
-    files, images, dim = [], 0, encoder.feature_size
+    files, images = [], 0
     with session(demand(config.scale)):
         for number, (part,) in enumerate(describe_split(config, config.data, config.split, plain=not config.flip)):
             files.append(f"features-{number:05}.arrow")

@@ -13,9 +13,10 @@ import ray
 from gracl.config import IngestConfig
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
-from gracl.images.ingesting import STAGING, OnBadImage, Run, in_this_process, write_splits
+from gracl.images.ingesting import STAGING, OnBadImage, Run, in_this_process, place_of, write_splits
 from gracl.images.layouts import Listing, list_images
 from gracl.images.manifests import Manifest
+from gracl.locks import refuse_held
 from gracl.runtime.session import Demand, session
 from gracl.runtime.terminal import Progress, say
 
@@ -35,6 +36,8 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     """
     if storage.is_in_memory(config.raw) or storage.is_in_memory(config.out):
         return pack(**config.options())
+    out = storage.absolute(config.out)
+    refuse_held(out, place_of(out))
     listing = _listed(storage.absolute(config.raw), config.layout, config.allow_shared_identities)
     tasks = max(1, config.tasks)
     advice = "lower tasks, or add nodes"

@@ -17,6 +17,7 @@ from gracl.idle import idle
 from gracl.images import storage
 from gracl.images.shards import ShardStore
 from gracl.learning.fit import Splits
+from gracl.locks import holding
 from gracl.runtime.board import open_board, refusal_on
 from gracl.runtime.onlooker import PAGES, Onlooker, draw_last_page, onlooker_of
 from gracl.runtime.relation_actor import start_relation_actor
@@ -40,8 +41,8 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
         The result that the door prints: names, paths, first, best and final retrieval, seconds by phase.
 
     Raises:
-        ConfigError, ShardError, CheckpointError: before Ray starts, when the run cannot be what was asked for; and
-            from a cluster that can never hold it, before anything is written.
+        ConfigError, ShardError, CheckpointError: before Ray starts, when the run cannot be what was asked for; from a
+            cluster that can never hold it, before anything is written; and where another process is training it.
         ClusteringCollapsed, NonFiniteLoss: from the training.
         TrainingFailed: it ended for a reason outside gracl.
     """
@@ -49,6 +50,21 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     for words in idle(config):
         say(f"note: {words}")
     uri = tracking_uri(config.tracking.uri, run.runs)
+    if is_told(run):
+        say(f"run {run.name} has done its {config.epochs} epochs already")
+        return conclude(run, uri)
+    with holding(run.folder, f"run {run.name} in {run.runs}", tell=say):
+        # Anew, since another one may have trained it until just now. The name may be of the moment.
+        return _trained(prepare(config.model_copy(update={"name": run.name})), uri, callbacks)
+
+
+def is_told(run: Run) -> bool:
+    """Whether a run has done its epochs, and MLflow has all of it."""
+    return run.record.get("finished", 0) >= run.config.epochs and bool(run.record.get("told", True))
+
+
+def _trained(run: Run, uri: str, callbacks: Sequence[UserCallback]) -> dict[str, Any]:
+    config = run.config
     if run.record.get("finished", 0) >= config.epochs:
         say(f"run {run.name} has done its {config.epochs} epochs already")
         if not run.record.get("told", True):

@@ -9,6 +9,7 @@ import os
 import uuid
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-from gracl.errors import CheckpointError, expected
+from gracl.errors import CheckpointError, StorageError, expected
 from gracl.learning.encoder import Encoder, build_encoder, load_exactly
 from gracl.types import EMPTY, NOISE, Assignment, CameraProxies, Consensus, Instances, Proxies
 
@@ -114,22 +115,36 @@ def save_state(state: TrainState, folder: str | Path) -> Path:
 
     Raises:
         CheckpointError: a value that is not plain, which could be written but never be read back without running code.
+        StorageError: the disk is full, read-only or gone; what was there before still is.
     """
     payload = {"schema": SCHEMA} | {name.name: getattr(state, name.name) for name in fields(state)}
     payload["assignment"] = _pack(state.assignment)
     _check_plain(payload, "state")
-    Path(folder).mkdir(parents=True, exist_ok=True)
     target = Path(folder) / STATE_FILE
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        _replace(target, payload)
+    except OSError as error:
+        advice = "see to the disk (GRACL_TMP names another), then run the same command again"
+        raise StorageError(expected(f"room and leave to write {target}", error, advice)) from error
+    return target
+
+
+def _replace(target: Path, payload: dict[str, Any]) -> None:
     part = target.with_name(f".{STATE_FILE}.{uuid.uuid4().hex}.part")
     try:
         with part.open("xb") as stream:
-            torch.save(payload, stream)
+            try:
+                torch.save(payload, stream)
+            except RuntimeError as error:
+                # Of a full disk torch says "unexpected pos 1024 vs 918", while the disk's own words are behind it.
+                raise error.__context__ if isinstance(error.__context__, OSError) else error
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(target)
     finally:
-        part.unlink(missing_ok=True)
-    return target
+        with suppress(OSError):  # a disk that went away cannot be tidied, and its own error says so
+            part.unlink(missing_ok=True)
 
 
 def load_state(folder: str | Path) -> TrainState:

@@ -22,6 +22,7 @@ from gracl.runtime.board import open_board, refusal_on
 from gracl.runtime.onlooker import PAGES, Onlooker, draw_last_page, onlooker_of
 from gracl.runtime.relation_actor import start_relation_actor
 from gracl.runtime.runs import PICTURE, Run, conclude, history_of, latest_epoch, prepare, record, register
+from gracl.runtime.salvage import is_whole, set_torn_aside
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
@@ -50,10 +51,11 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     for words in idle(config):
         say(f"note: {words}")
     uri = tracking_uri(config.tracking.uri, run.runs)
-    if is_told(run):
+    if is_told(run) and is_whole(run.folder):
         say(f"run {run.name} has done its {config.epochs} epochs already")
         return conclude(run, uri)
     with holding(run.folder, f"run {run.name} in {run.runs}", tell=say):
+        set_torn_aside(run.folder)
         # Anew, since another one may have trained it until just now. The name may be of the moment.
         return _trained(prepare(config.model_copy(update={"name": run.name})), uri, callbacks)
 

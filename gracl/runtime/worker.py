@@ -19,7 +19,7 @@ from numpy import ndarray
 from ray import ObjectRef
 from ray.train.collective import broadcast_from_rank_zero
 
-from gracl.errors import GraclError, StorageError
+from gracl.errors import CheckpointError, GraclError, StorageError
 from gracl.images.batches import MappedBatches
 from gracl.images.plans import identity_plan
 from gracl.images.views import eval_view, train_view
@@ -193,7 +193,12 @@ def resumed() -> TrainState | None:
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        return load_state(folder)
+        try:
+            return load_state(folder)
+        except CheckpointError as error:
+            # A far one is read from a copy. It would be torn after a restart, too; the next start goes on before it.
+            advice = "run the same command again: it goes on from the last epoch that is whole"
+            raise CheckpointError(f"checkpoint {checkpoint.path}: {error}; {advice}") from error
 
 
 def started(job: Job) -> TrainState | None:

@@ -94,7 +94,7 @@ def _machine() -> str:
 
 
 def _started(pid: int | None = None) -> str | None:
-    """When a process began, in ticks since the boot; None where nobody says, "" for one that only waits to be buried."""
+    """When a process began, in ticks since the boot; None where nobody says, "" for one that has ended."""
     try:
         # Behind the name, which may hold anything: state is the third field of all, the start the 22nd.
         stat = Path(f"/proc/{pid or os.getpid()}/stat").read_text().rpartition(")")[2].split()

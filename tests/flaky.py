@@ -71,7 +71,7 @@ def flaky(server: tuple[str, int], faults: Faults) -> Iterator[str]:
             far.close()
             self._answer(answer.status, answer.getheaders(), content, cut=fault == "cut")
 
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on  # noqa: N815 - names of the standard library
+        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on
 
         def _body(self) -> bytes:
             if self.headers.get("Expect", "").lower() == "100-continue":

@@ -84,9 +84,7 @@ def write_splits(
     try:
         with holding(out, place_of(out)):
             _refuse_existing(listing, out, overwrite)  # another one may have ended just now
-            return _write(
-                listing, out, list_again, run, progress, on_bad_image, shard_mb=shard_mb, resize=resize
-            )
+            return _write(listing, out, list_again, run, progress, on_bad_image, shard_mb=shard_mb, resize=resize)
     except OSError as error:
         raise ShardError(
             expected(f"room and leave to write in {out}", error, "see to it, then ingest again")

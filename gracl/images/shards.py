@@ -169,7 +169,7 @@ class ShardStore:
         return list(zip(shards.tolist(), (indices - self._firsts[shards]).tolist(), strict=True))
 
     def _refuse_changed(self, number: int) -> None:
-        """A file that another one took the place of, or that was written to, is compared with its checksum once more."""
+        """Compares a file that was replaced or written to with its checksum once more."""
         mapped = self._mapped[number]
         if mapped is not None and _stamp(self._folder / self.manifest.shards[number].file) != mapped.stamp:
             self._mapped[number] = _map(self._folder, self.manifest.shards[number])
@@ -232,7 +232,9 @@ def _map(folder: Path, shard: ShardEntry) -> _Mapped:
         # Read once in full, which finds out what a mapped file could only answer by ending the process.
         if _is_verified() and (stamp[0] != shard.bytes or storage.sha256_of(path) != shard.sha256):
             came = f"{stamp[0]} bytes with another checksum"
-            raise ShardError(expected(f"{path} with {shard.bytes} bytes and SHA-256 {shard.sha256[:12]}...", came, AGAIN))
+            raise ShardError(
+                expected(f"{path} with {shard.bytes} bytes and SHA-256 {shard.sha256[:12]}...", came, AGAIN)
+            )
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
     except (pa.ArrowException, OSError) as error:
         raise ShardError(expected(f"a readable shard at {path}", error, "ingest the split again")) from error

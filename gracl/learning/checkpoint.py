@@ -138,7 +138,9 @@ def _replace(target: Path, payload: dict[str, Any]) -> None:
                 torch.save(payload, stream)
             except RuntimeError as error:
                 # Of a full disk torch says "unexpected pos 1024 vs 918", while the disk's own words are behind it.
-                raise error.__context__ if isinstance(error.__context__, OSError) else error
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(target)

@@ -32,6 +32,7 @@ from gracl.locks import holding
 from gracl.runtime.checkpoints import load_model
 from gracl.runtime.session import Demand, refusals, session
 from gracl.runtime.terminal import Progress, say
+from gracl.runtime.waiting import too_long
 from gracl.sections import Crew, Place
 from gracl.types import FeatureTable, Plan
 
@@ -122,9 +123,24 @@ def describe_split(
     ]
     progress = Progress(f"describe {split}", images)
     with refusals():
-        for part in ActorPool(actors).map_unordered(lambda actor, chunk: actor.describe.remote(chunk), chunks):
+        pool = ActorPool(actors)
+        for chunk in chunks:
+            pool.submit(lambda actor, chunk: actor.describe.remote(chunk), chunk)
+        while pool.has_next():
+            part = _next(pool, split, scale.wait_s)
             progress(len(part[0].indices))
             yield part
+
+
+def _next(pool: ActorPool, split: str, limit: float) -> Any:
+    try:
+        return pool.get_next_unordered(timeout=limit)
+    except TimeoutError:
+        what, advice = (
+            f"the next part of {split} described",
+            "look who holds the cluster's nodes, or raise scale.wait_s",
+        )
+        raise too_long(what, limit, advice) from None
 
 
 def describe_train(config: TrainConfig, checkpoint: str) -> Iterator[FeatureTable]:

@@ -28,6 +28,7 @@ from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
 from gracl.runtime.terminal import say, watching
 from gracl.runtime.tracking import MlflowCallback, attempt, closing, is_complete, leave_text, mend, tracking_uri
+from gracl.runtime.waiting import answer_of
 from gracl.runtime.worker import Job, Lesson, Source, train_worker
 
 
@@ -168,7 +169,7 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
 
 def draw_pictures(run: Run, actor: Any, stores: Mapping[str, ShardStore]) -> None:
     """The ranked sheet of the last evaluation, into the run's folder."""
-    judged = ray.get(actor.ranking.remote(10))
+    judged = answer_of(actor.ranking.remote(10), "the ranking of the last evaluation", run.config.scale.wait_s)
     if judged is None:
         say("no pictures: the relation actor was restarted after the last evaluation; pipelines/evaluate.py draws them")
         return
@@ -193,6 +194,7 @@ def start_relations(run: Run, board: Any, cameras: list[ray.ObjectRef], onlooker
         # With overlap the ranks' training is under way at the same time, and that is the progress to show.
         board=None if run.config.relations.overlap else board,
         onlooker=onlooker,
+        wait_s=scale.wait_s,
     )
 
 
@@ -225,6 +227,7 @@ def describe_job(
         recipe=run.recipe,
         start=config.start,
         precision=config.relations.precision,
+        wait_s=config.scale.wait_s,
     )
 
 

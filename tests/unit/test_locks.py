@@ -60,9 +60,16 @@ def test_the_second_is_refused_and_told_who_holds_it(folder: str) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
 def test_it_is_given_back_whatever_ends_the_work(folder: str, error: type[BaseException]) -> None:
-    with pytest.raises(error), holding(folder, "it"):
-        assert len(storage.names_in(folder)) == 1
-        raise error
+    seen: list[str] = []
+
+    def work() -> None:
+        with holding(folder, "it"):
+            seen.extend(storage.names_in(folder))
+            raise error
+
+    with pytest.raises(error):
+        work()
+    assert len(seen) == 1
     assert storage.names_in(folder) == []
 
 
@@ -187,14 +194,16 @@ def test_the_file_is_refreshed(tmp_path: Path) -> None:
 
 def test_who_was_taken_over_stops_and_says_so(folder: str) -> None:
     said: list[str] = []
-    with (
-        pytest.raises(ConfigError, match="somebody took it over, or deleted it"),
-        holding(folder, "it", tell=said.append, **QUICK),
-    ):
-        (name,) = storage.names_in(folder)
-        storage.remove(storage.join(folder, name))
-        for _ in range(100):
-            time.sleep(0.1)
+
+    def work() -> None:
+        with holding(folder, "it", tell=said.append, **QUICK):
+            (name,) = storage.names_in(folder)
+            storage.remove(storage.join(folder, name))
+            for _ in range(100):
+                time.sleep(0.1)
+
+    with pytest.raises(ConfigError, match="somebody took it over, or deleted it"):
+        work()
     assert "stopping" in said[0]
 
 

@@ -160,7 +160,9 @@ def test_a_missing_or_cut_shard_is_named(root: str) -> None:
         ShardStore.open(root, "gallery")
 
 
-@pytest.mark.parametrize(("verify", "words"), [("1", r"SHA-256 .*; came \d+ bytes with another checksum"), ("0", "readable shard")])
+@pytest.mark.parametrize(
+    ("verify", "words"), [("1", r"SHA-256 .*; came \d+ bytes with another checksum"), ("0", "readable shard")]
+)
 def test_a_shard_of_the_right_size_but_not_arrow_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: str, words: str
 ) -> None:

@@ -31,7 +31,7 @@ def too_long(what: str, limit: float, advice: str) -> TimeoutError:
     return TimeoutError(expected(f"{what} within {limit:g} s", "nothing", advice))
 
 
-def answer_of(reference: "ray.ObjectRef", what: str, limit: float, advice: str = "look at that process's log") -> Any:
+def answer_of(reference: Any, what: str, limit: float, advice: str = "look at that process's log") -> Any:
     """What a call answers. Whoever answers may die: that Ray says at once.
 
     Raises:
@@ -43,7 +43,7 @@ def answer_of(reference: "ray.ObjectRef", what: str, limit: float, advice: str =
         raise too_long(what, limit, advice) from None
 
 
-def answer_beside(reference: "ray.ObjectRef", what: str, limit: float) -> Any:
+def answer_beside(reference: Any, what: str, limit: float) -> Any:
     """The same inside an asynchronous actor, where `ray.get` warns, also in a thread."""
     try:
         return reference.future().result(limit)

@@ -249,6 +249,9 @@ class Crew(Section):
     worker_threads: Positive = Field(1, description="torch threads of each worker")
     decode_threads: Positive = Field(2, description="threads of each worker that decode and augment")
     autoscaling: bool = Field(False, description="the cluster may grow: wait for what it does not hold yet")
+    wait_s: float = Field(
+        14400, ge=60, description="seconds that one answer (an actor's start, labels, a block of images) may take"
+    )
 
 
 class Scale(Crew):

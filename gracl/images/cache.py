@@ -3,18 +3,22 @@
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from gracl.errors import ShardError, expected
+from gracl.errors import ShardError, StorageError, expected
 from gracl.images import storage
 
 COPIERS = 4
+# How long a process waits for another one of its node that copies the same shard.
+COPY_S = 3600.0
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -120,5 +124,19 @@ def _check(path: Path, wanted: Wanted, root: str) -> None:
 def _locked(path: Path) -> Iterator[None]:
     # The kernel frees the lock when its holder dies, so a killed process leaves nothing to clean up.
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        until = time.monotonic() + COPY_S
+        while not _has(file):
+            if time.monotonic() > until:
+                what = f"another process of this node to copy {path.name.removeprefix('.').removesuffix('.lock')}"
+                advice = f"look who holds {path}; another data.cache= is another place"
+                raise StorageError(expected(f"{what} within {COPY_S:g} s", "it still does", advice))
+            time.sleep(_LOOK_S)
         yield
+
+
+def _has(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

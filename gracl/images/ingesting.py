@@ -23,6 +23,7 @@ from gracl.images.writing import (
     plan_shards,
     write_shard,
 )
+from gracl.locks import holding
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -74,22 +75,44 @@ def write_splits(
         overwrite: replace splits that exist; they stay whole until everything new stands.
 
     Raises:
-        ConfigError: a split exists and `overwrite` is not set.
+        ConfigError: a split exists and `overwrite` is not set, or another ingest is writing there.
         ImageError: images cannot be read.
         LayoutError: the raw folder changed meanwhile, or nothing readable is left of a split.
         ShardError: what was written did not stay, or could not be written.
     """
     _refuse_existing(listing, out, overwrite)
+    try:
+        with holding(out, place_of(out)):
+            _refuse_existing(listing, out, overwrite)  # another one may have ended just now
+            return _write(listing, out, list_again, run, progress, on_bad_image, shard_mb=shard_mb, resize=resize)
+    except OSError as error:
+        raise ShardError(
+            expected(f"room and leave to write in {out}", error, "see to it, then ingest again")
+        ) from error
+
+
+def place_of(out: str) -> str:
+    """What an ingest holds, in words."""
+    return f"the shards in {out}"
+
+
+def _write(
+    listing: Listing,
+    out: str,
+    list_again: Callable[[], Listing],
+    run: Run,
+    progress: Callable[[int], None],
+    on_bad_image: OnBadImage,
+    *,
+    shard_mb: int,
+    resize: Size | None,
+) -> dict[str, Manifest]:
     staging = storage.join(out, storage.temporary_name(STAGING))
     try:
         parts = _write_parts(listing, staging, run, progress, shard_mb=shard_mb, resize=resize)
         _judge_bad([image for part in parts for image in part.bad], on_bad_image)
         _refuse_changed(listing, list_again())
         return _publish(listing, out, parts, run, resize)
-    except OSError as error:
-        raise ShardError(
-            expected(f"room and leave to write in {out}", error, "see to it, then ingest again")
-        ) from error
     finally:
         storage.remove(staging)
 

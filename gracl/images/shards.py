@@ -5,6 +5,7 @@ rows in order of index. Arrow IPC and not Parquet, because a row is then read by
 `large_binary`, because 32-bit offsets end at 2 GB.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import Int64
 from numpy import ndarray
 
-from gracl.errors import ShardError, expected
+from gracl.errors import ConfigError, ShardError, expected
 from gracl.images import storage
 from gracl.images.cache import Wanted, cached_copy, default_cache
 from gracl.images.manifests import Manifest, ShardEntry, manifest_uri, read_manifest
@@ -33,14 +34,21 @@ SCHEMA = pa.schema(
     ]
 )
 
+AGAIN = "restore it or ingest the split again (a copy in a cache folder: delete it)"
+
 _open_stores: dict[tuple[str, str, str | None], tuple[object, "ShardStore"]] = {}
 _opening = threading.Lock()
 
 
 @dataclass(frozen=True)
 class _Mapped:
-    """One shard in memory: where each image begins in the mapped bytes, and the other columns."""
+    """One shard in memory: where each image begins in the mapped bytes, and the other columns.
 
+    `stamp` is what its file was like: size, time and number. A mapped file that is cut short ends the process that
+    reads behind its end (SIGBUS), so it is looked at before each reading.
+    """
+
+    stamp: tuple[int, int, int]
     offsets: Int64[ndarray, "ends"]
     images: memoryview
     table: pa.Table
@@ -96,10 +104,13 @@ class ShardStore:
         """The encoded bytes of images, in the order asked; views into the mapped file, nothing is copied.
 
         Raises:
-            ShardError: an index is not in the split, or a shard is torn.
+            ShardError: an index is not in the split, or a shard is torn, gone, or was changed since it was mapped.
         """
         images = []
-        for shard, row in self._places(indices):
+        places = self._places(indices)
+        for shard in {shard for shard, _ in places}:
+            self._refuse_changed(shard)
+        for shard, row in places:
             mapped = self._shard(shard)
             images.append(mapped.images[mapped.offsets[row] : mapped.offsets[row + 1]])
         return images
@@ -140,7 +151,7 @@ class ShardStore:
                 expected(
                     f"the checksums of {manifest_uri(self.root, self.split)}",
                     f"other content in {', '.join(str(self._folder / file) for file in torn)}",
-                    "ingest the split again (a copy in a cache folder: delete it)",
+                    AGAIN,
                 )
             )
 
@@ -156,6 +167,12 @@ class ShardStore:
             )
         shards = np.searchsorted(self._firsts, indices, side="right") - 1
         return list(zip(shards.tolist(), (indices - self._firsts[shards]).tolist(), strict=True))
+
+    def _refuse_changed(self, number: int) -> None:
+        """Compares a file that was replaced or written to with its checksum once more."""
+        mapped = self._mapped[number]
+        if mapped is not None and _stamp(self._folder / self.manifest.shards[number].file) != mapped.stamp:
+            self._mapped[number] = _map(self._folder, self.manifest.shards[number])
 
     def _shard(self, number: int) -> _Mapped:
         # Two threads may map the same shard at once: both get the same bytes, and the second replaces the first.
@@ -192,9 +209,32 @@ def _folder(root: str, split: str, cache: str | None, manifest: Manifest) -> Pat
     return folder
 
 
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ShardError(expected(f"a shard at {path} that stays", error, AGAIN)) from error
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _is_verified() -> bool:
+    """Whether shards are compared with their checksums when they are mapped: `GRACL_VERIFY`, 1 or 0."""
+    asked = os.environ.get("GRACL_VERIFY", "1")
+    if asked not in ("0", "1"):
+        raise ConfigError(expected("GRACL_VERIFY of 0 or 1", repr(asked), "set one of these, or leave it out"))
+    return asked == "1"
+
+
 def _map(folder: Path, shard: ShardEntry) -> _Mapped:
     path = folder / shard.file
+    stamp = _stamp(path)
     try:
+        # Read once in full, which finds out what a mapped file could only answer by ending the process.
+        if _is_verified() and (stamp[0] != shard.bytes or storage.sha256_of(path) != shard.sha256):
+            came = f"{stamp[0]} bytes with another checksum"
+            raise ShardError(
+                expected(f"{path} with {shard.bytes} bytes and SHA-256 {shard.sha256[:12]}...", came, AGAIN)
+            )
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
     except (pa.ArrowException, OSError) as error:
         raise ShardError(expected(f"a readable shard at {path}", error, "ingest the split again")) from error
@@ -206,4 +246,4 @@ def _map(folder: Path, shard: ShardEntry) -> _Mapped:
         )
     image = table["image"].chunk(0)
     _, offsets, content = image.buffers()
-    return _Mapped(np.frombuffer(offsets, np.int64, count=len(image) + 1), memoryview(content).cast("B"), table)
+    return _Mapped(stamp, np.frombuffer(offsets, np.int64, count=len(image) + 1), memoryview(content).cast("B"), table)

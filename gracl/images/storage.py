@@ -231,6 +231,9 @@ def write_bytes(uri: str, content: bytes | memoryview) -> None:
 
     Locally: a temporary name beside it, flushed to the disk, then renamed. Object stores put an object in one piece.
     Folders in between are made.
+
+    Raises:
+        StorageError: the disk is full, read-only or gone, or the store refuses; what was there before still is.
     """
     if not is_local(uri):
         fs, path = locate(uri)
@@ -239,7 +242,15 @@ def write_bytes(uri: str, content: bytes | memoryview) -> None:
             fs.pipe_file(path, bytes(content))
         return
     target = local_path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace(target, content)
+    except OSError as error:  # its own words do not always say which file
+        advice = "see to the disk, then run the same command again"
+        raise StorageError(expected(f"room and leave to write {target}", error, advice)) from error
+
+
+def _replace(target: Path, content: bytes | memoryview) -> None:
     temporary = target.with_name(temporary_name(target.name))
     try:
         with temporary.open("wb") as file:
@@ -248,7 +259,8 @@ def write_bytes(uri: str, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that went away cannot be tidied, and its own error says so
+            temporary.unlink(missing_ok=True)
 
 
 def _make_folder(uri: str, fs: Any, path: str) -> None:

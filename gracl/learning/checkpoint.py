@@ -9,18 +9,18 @@ import os
 import uuid
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy import ndarray
 from torch import Tensor
 
-from gracl.errors import CheckpointError, expected
+from gracl.errors import CheckpointError, StorageError, expected
 from gracl.learning.encoder import Encoder, build_encoder, load_exactly
-from gracl.types import EMPTY, NOISE, Assignment, CameraProxies, Consensus, Instances, Proxies
+from gracl.learning.packing import pack, unpack
+from gracl.types import Assignment
 
 STATE_FILE = "state.pt"
 SCHEMA = 3
@@ -114,22 +114,38 @@ def save_state(state: TrainState, folder: str | Path) -> Path:
 
     Raises:
         CheckpointError: a value that is not plain, which could be written but never be read back without running code.
+        StorageError: the disk is full, read-only or gone; what was there before still is.
     """
     payload = {"schema": SCHEMA} | {name.name: getattr(state, name.name) for name in fields(state)}
-    payload["assignment"] = _pack(state.assignment)
+    payload["assignment"] = pack(state.assignment)
     _check_plain(payload, "state")
-    Path(folder).mkdir(parents=True, exist_ok=True)
     target = Path(folder) / STATE_FILE
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        _replace(target, payload)
+    except OSError as error:
+        advice = "see to the disk (GRACL_TMP names another), then run the same command again"
+        raise StorageError(expected(f"room and leave to write {target}", error, advice)) from error
+    return target
+
+
+def _replace(target: Path, payload: dict[str, Any]) -> None:
     part = target.with_name(f".{STATE_FILE}.{uuid.uuid4().hex}.part")
     try:
         with part.open("xb") as stream:
-            torch.save(payload, stream)
+            try:
+                torch.save(payload, stream)
+            except RuntimeError as error:
+                # Of a full disk torch says "unexpected pos 1024 vs 918", while the disk's own words are behind it.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(target)
     finally:
-        part.unlink(missing_ok=True)
-    return target
+        with suppress(OSError):  # a disk that went away cannot be tidied, and its own error says so
+            part.unlink(missing_ok=True)
 
 
 def load_state(folder: str | Path) -> TrainState:
@@ -149,7 +165,7 @@ def load_state(folder: str | Path) -> TrainState:
             expected(f"a gracl checkpoint of schema {SCHEMA} at {path}", came, "use the version of gracl that wrote it")
         )
     values = {name: payload[name] for name in names}
-    return TrainState(**values | {"assignment": _unpack(payload["assignment"], path)})
+    return TrainState(**values | {"assignment": unpack(payload["assignment"], path)})
 
 
 def check_recipe(saved: dict[str, object], wanted: dict[str, object], *, ignore: tuple[str, ...] = ()) -> None:
@@ -218,109 +234,6 @@ def _in_our_schema(payload: object) -> object:
         return payload
     later = {name: value for since, added in SINCE.items() if since > schema for name, value in added.items()}
     return payload if later.keys() & payload.keys() else payload | later | {"schema": SCHEMA}
-
-
-# What an assignment may be made of beside its labels; only the proxies are always there.
-_PARTS: dict[str, Any] = {
-    "proxies": Proxies,
-    "instances": Instances,
-    "consensus": Consensus,
-    "camera_proxies": CameraProxies,
-}
-
-
-def _pack(assignment: Assignment | None) -> dict[str, Any] | None:
-    """An assignment as plain values, arrays as tensors."""
-    if assignment is None:
-        return None
-    packed = {"epoch": assignment.epoch, "stats": dict(assignment.stats), "labels": torch.tensor(assignment.labels)}
-    for part, kind in _PARTS.items():
-        value = getattr(assignment, part)
-        if value is not None:
-            packed[part] = {name.name: torch.tensor(getattr(value, name.name)) for name in fields(kind)}
-    return packed
-
-
-def _unpack(packed: Any, path: Path) -> Assignment | None:
-    """What `_pack` made of an assignment, as one again.
-
-    Raises:
-        CheckpointError: parts that are missing, of another kind, or do not belong together.
-    """
-    if packed is None:
-        return None
-    try:
-        parts = {
-            part: kind(**{name: tensor.numpy() for name, tensor in packed[part].items()})
-            for part, kind in _PARTS.items()
-            if part in packed
-        }
-        assignment = Assignment(packed["epoch"], packed["labels"].numpy(), stats=packed["stats"], **parts)
-        whole = _is_whole(assignment)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
-        raise CheckpointError(
-            expected(
-                f"a whole assignment at {path}",
-                "labels and proxies that do not belong together",
-                "resume from an older checkpoint or start a new run",
-            )
-        )
-    return assignment
-
-
-def _is_whole(assignment: Assignment) -> bool:
-    """Whether labels, proxies and the images that they are belong together."""
-    labels, proxies = assignment.labels, assignment.proxies
-    clusters, dim = proxies.inter.shape
-    tables = [proxies.inter, proxies.intra, proxies.cluster_sums]
-    images = [proxies.inter_image, proxies.intra_image]
-    shown, told, seen = assignment.instances, assignment.consensus, assignment.camera_proxies
-    return bool(
-        all((table.dtype.name, table.shape) == ("float32", (clusters, dim)) for table in tables)
-        and all((image.dtype.name, image.shape) == ("int64", (clusters,)) for image in images)
-        and (labels.dtype.name, labels.ndim) == ("int64", 1)
-        and labels.min() >= NOISE
-        and labels.max() == clusters - 1
-        and all(image.min() >= 0 and image.max() < len(labels) for image in images)
-        and (shown is None or _are_members(shown, labels, clusters, dim))
-        and (told is None or _fits(told, len(labels), clusters))
-        and (seen is None or _are_seen(seen, labels, dim))
-    )
-
-
-def _are_members(shown: Instances, labels: ndarray, clusters: int, dim: int) -> bool:
-    """Whether the instances are members of their clusters."""
-    images = shown.images
-    return bool(
-        (images.dtype.name, images.ndim, len(images)) == ("int64", 2, clusters)
-        and (shown.rows.dtype.name, shown.rows.shape) == ("float32", (len(np.unique(images)), dim))
-        and (labels[images] == np.arange(clusters)[:, None]).all()
-    )
-
-
-def _are_seen(seen: CameraProxies, labels: ndarray, dim: int) -> bool:
-    """Whether camera proxies are those of the images of these clusters."""
-    count, clustered = len(seen.rows), labels != NOISE
-    return bool(
-        (seen.rows.dtype.name, seen.rows.shape) == ("float32", (count, dim))
-        and all((one.dtype.name, one.shape) == ("int64", (count,)) for one in (seen.clusters, seen.cameras))
-        and (seen.of_image.dtype.name, seen.of_image.shape) == ("int64", labels.shape)
-        and (seen.of_image[~clustered] == NOISE).all()
-        and seen.of_image[clustered].min() >= 0
-        and (seen.clusters[seen.of_image[clustered]] == labels[clustered]).all()
-    )
-
-
-def _fits(told: Consensus, images: int, clusters: int) -> bool:
-    """Whether a consensus speaks of these images and clusters."""
-    return bool(
-        (told.clusters.dtype.name, told.clusters.ndim, len(told.clusters)) == ("int32", 2, images)
-        and (told.shares.dtype.name, told.shares.shape) == ("float32", told.clusters.shape)
-        and told.clusters.min() >= EMPTY
-        and told.clusters.max() < clusters
-    )
 
 
 def _check_plain(value: object, place: str) -> None:

@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gracl.errors import GraclError
+from gracl.runtime.waiting import BOARD_S, answer_of
 from gracl.types import Plan
 
 
@@ -73,8 +74,8 @@ def open_board() -> Any:
 def refusal_on(board: Any) -> GraclError | None:
     """Why the run cannot go on, as far as the board still knows."""
     try:
-        refusal: GraclError | None = ray.get(board.refusal.remote())
-    except ray.exceptions.RayActorError:
+        refusal: GraclError | None = answer_of(board.refusal.remote(), "the board's answer", BOARD_S)
+    except (ray.exceptions.RayActorError, TimeoutError):
         return None  # a lost board is a failure, but no refusal
     return refusal
 

@@ -17,7 +17,7 @@ def load_run_state(uri: str) -> TrainState:
     Raises:
         CheckpointError: missing, torn, or of another schema.
     """
-    with _near(uri) as path:
+    with _near(uri) as path, _named(uri, path):
         return load_state(path)
 
 
@@ -30,8 +30,17 @@ def load_model(uri: str) -> tuple[Encoder, dict[str, int]]:
     Raises:
         CheckpointError: missing, torn, or of another schema.
     """
-    with _near(uri) as path:
+    with _near(uri) as path, _named(uri, path):
         return load_encoder(path)
+
+
+@contextmanager
+def _named(uri: str, path: Path) -> Iterator[None]:
+    """An error about a copy names what it is a copy of."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(path), uri)) from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from gracl.errors import ConfigError, TrainingFailed, expected
 from gracl.experiments import CompareConfig
 from gracl.idle import idle
 from gracl.images import storage
+from gracl.locks import holding
 from gracl.runtime.findings import report
 from gracl.runtime.grid import Trial, grid, runs_of
 from gracl.runtime.many import begin_parent, demand_of, leave, prepared, tell_rest_of
@@ -35,9 +36,16 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError, ShardError, CheckpointError: before Ray starts, naming the run that cannot be what was asked for;
-            and from a cluster that can never hold `concurrent` runs, before anything is written.
+            from a cluster that can never hold `concurrent` runs, before anything is written; and where the same
+            comparison is under way.
         TrainingFailed: some runs failed; the table holds the others, and the reasons.
     """
+    out = storage.absolute(config.out)
+    with holding(out, f"the comparison in {out}", tell=say):
+        return _compared(config)
+
+
+def _compared(config: CompareConfig) -> dict[str, Any]:
     uri, out = tracking_uri(config.tracking.uri, runs_of(config)), storage.absolute(config.out)
     trials = [checked(trial) for trial in grid(config)]
     pending = [trial for trial in trials if recorded(trial, config.metric) is None]

@@ -14,6 +14,8 @@ from numpy import ndarray
 from gracl.types import Assignment, Feature, Ranking, RetrievalReport
 
 LOG = logging.getLogger(__name__)
+# How long the end of a run waits for a page on the way.
+PAGE_S = 1800.0
 # Epochs done, report and ranking of the last evaluation; None where there was none.
 Latest = tuple[int, RetrievalReport, Ranking] | None
 
@@ -82,9 +84,11 @@ class Drawing:
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns once no page is being drawn."""
+        """Returns once no page is being drawn; one that takes longer than `PAGE_S` is missed."""
         if self._thread:
-            self._thread.join()
+            self._thread.join(PAGE_S)
+            if self._thread.is_alive():
+                self.missed.append(f"{self._thread.name}: it was not drawn within {PAGE_S:g} s")
 
     def last(self, found: Found, history: Sequence[Mapping[str, float]]) -> None:
         """Draws here and now, whatever is there already; `history` holds the figures of all epochs."""

@@ -20,6 +20,7 @@ from gracl.config import EvaluateConfig
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
 from gracl.images.shards import ShardStore
+from gracl.locks import holding
 from gracl.retrieval import expansion, reranking
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.ranking import rank, similarity_blocks
@@ -42,8 +43,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         `queries.csv` (one line per query) and `ranked.png`, the last two also as `*_processed`.
 
     Raises:
-        ConfigError, ShardError, CheckpointError: before Ray starts.
+        ConfigError, ShardError, CheckpointError: before Ray starts; a ConfigError also where another process is
+            writing to `config.out`.
     """
+    if not config.out:
+        return _evaluated(config)
+    out = storage.absolute(config.out)
+    with holding(out, f"the report in {out}", tell=say):
+        return _evaluated(config)
+
+
+def _evaluated(config: EvaluateConfig) -> dict[str, Any]:
     started = time.perf_counter()
     names = (config.data.query, config.data.gallery)
     if not all(names):

@@ -28,9 +28,11 @@ from gracl.images.views import eval_view
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import autocast, encode
 from gracl.learning.flipping import encode_with_mirror
+from gracl.locks import holding
 from gracl.runtime.checkpoints import load_model
 from gracl.runtime.session import Demand, refusals, session
 from gracl.runtime.terminal import Progress, say
+from gracl.runtime.waiting import too_long
 from gracl.sections import Crew, Place
 from gracl.types import FeatureTable, Plan
 
@@ -121,9 +123,24 @@ def describe_split(
     ]
     progress = Progress(f"describe {split}", images)
     with refusals():
-        for part in ActorPool(actors).map_unordered(lambda actor, chunk: actor.describe.remote(chunk), chunks):
+        pool = ActorPool(actors)
+        for chunk in chunks:
+            pool.submit(lambda actor, chunk: actor.describe.remote(chunk), chunk)
+        while pool.has_next():
+            part = _next(pool, split, scale.wait_s)
             progress(len(part[0].indices))
             yield part
+
+
+def _next(pool: ActorPool, split: str, limit: float) -> Any:
+    try:
+        return pool.get_next_unordered(timeout=limit)
+    except TimeoutError:
+        what, advice = (
+            f"the next part of {split} described",
+            "look who holds the cluster's nodes, or raise scale.wait_s",
+        )
+        raise too_long(what, limit, advice) from None
 
 
 def describe_train(config: TrainConfig, checkpoint: str) -> Iterator[FeatureTable]:
@@ -144,13 +161,19 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         Folder, images, feature size, seconds.
 
     Raises:
-        ConfigError, ShardError, CheckpointError: before Ray starts.
+        ConfigError, ShardError, CheckpointError: before Ray starts; a ConfigError also where another process is
+            writing there.
     """
-    started = time.perf_counter()
     encoder, out = check(config, config.data, [config.split]), storage.absolute(config.out)
+    with holding(out, f"the features in {out}", tell=say):
+        return _extracted(config, out, encoder.feature_size)
+
+
+def _extracted(config: ExtractConfig, out: str, dim: int) -> dict[str, Any]:
+    started = time.perf_counter()
     if storage.exists(storage.join(out, "manifest.json")):
         raise ConfigError(expected("a new folder for features", f"{out}, which holds some", "choose another out="))
-    files, images, dim = [], 0, encoder.feature_size
+    files, images = [], 0
     with session(demand(config.scale)):
         for number, (part,) in enumerate(describe_split(config, config.data, config.split, plain=not config.flip)):
             files.append(f"features-{number:05}.arrow")

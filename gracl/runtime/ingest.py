@@ -13,15 +13,19 @@ import ray
 from gracl.config import IngestConfig
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
-from gracl.images.ingesting import STAGING, OnBadImage, Run, in_this_process, write_splits
+from gracl.images.ingesting import STAGING, OnBadImage, Run, in_this_process, place_of, write_splits
 from gracl.images.layouts import Listing, list_images
 from gracl.images.manifests import Manifest
+from gracl.locks import refuse_held
 from gracl.runtime.session import Demand, session
 from gracl.runtime.terminal import Progress, say
+from gracl.runtime.waiting import OBJECT_S, answer_of, too_long
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 SECONDS_TO_CANCEL = 10.0
+# From one shard's end to the next one's, of those under way.
+SECONDS_FOR_A_SHARD = 3600.0
 
 
 def ingest(config: IngestConfig) -> dict[str, Any]:
@@ -35,6 +39,8 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     """
     if storage.is_in_memory(config.raw) or storage.is_in_memory(config.out):
         return pack(**config.options())
+    out = storage.absolute(config.out)
+    refuse_held(out, place_of(out))
     listing = _listed(storage.absolute(config.raw), config.layout, config.allow_shared_identities)
     tasks = max(1, config.tasks)
     advice = "lower tasks, or add nodes"
@@ -128,7 +134,10 @@ def on_ray(function: Callable[[Job], Result], jobs: Sequence[Job], *, at_once: i
             while waiting and len(under_way) < at_once:
                 place, job = waiting.pop()
                 under_way[task.remote(job)] = place
-            ended, _ = ray.wait(list(under_way), num_returns=1)
+            ended, _ = ray.wait(list(under_way), num_returns=1, timeout=SECONDS_FOR_A_SHARD)
+            if not ended:
+                what, advice = f"one of {len(under_way)} shards", "look who holds the cluster's nodes, and at the store"
+                raise too_long(what, SECONDS_FOR_A_SHARD, advice)
             yield under_way.pop(ended[0]), _result(ended[0])
     finally:
         for reference in under_way:
@@ -139,7 +148,7 @@ def on_ray(function: Callable[[Job], Result], jobs: Sequence[Job], *, at_once: i
 
 def _result(reference: "ray.ObjectRef") -> Any:
     try:
-        return ray.get(reference)
+        return answer_of(reference, "what a task that has ended gave", OBJECT_S)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, Exception):
             raise error.cause from None  # the task's own error, without the frames of Ray

@@ -29,6 +29,7 @@ from gracl.runtime.session import refusals
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import say
 from gracl.runtime.tracking import attempt, leave_text
+from gracl.runtime.waiting import answer_of
 from gracl.types import UNKNOWN, Assignment, Feature
 
 PAGES = "review-epoch-*.html"
@@ -135,8 +136,9 @@ def draw_last_page(run: Run, actor: Any) -> None:
     try:
         parts = [ray.put(part) for part in describe_train(run.config, checkpoint)]
         with refusals():
-            missed = ray.get(actor.last_page.remote(epoch, parts, load_run_state(checkpoint).history))
-    except (GraclError, ray.exceptions.RayError) as error:
+            asked = actor.last_page.remote(epoch, parts, load_run_state(checkpoint).history)
+            missed = answer_of(asked, "the last page from the relation actor", run.config.scale.wait_s)
+    except (GraclError, ray.exceptions.RayError, TimeoutError) as error:
         missed = [f"epoch {epoch}: {type(error).__name__}: {error}"]
     for words in missed:
         say(f"note: no page on {words}")

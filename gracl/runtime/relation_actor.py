@@ -29,6 +29,7 @@ from gracl.runtime.board import throttled
 from gracl.runtime.drawing import Drawing, Found, Latest, Onlooker
 from gracl.runtime.session import refusals
 from gracl.runtime.shards import find_on, start_shards
+from gracl.runtime.waiting import OBJECT_S, RANKS_S, answer_beside, answer_of, too_long
 from gracl.types import Assignment, FeatureTable, Identities, Ranking, RetrievalReport
 
 Key = tuple[str, str, int]
@@ -40,6 +41,7 @@ class Meeting:
     """The parts that have come for one question, and the answer that all of them wait for."""
 
     parts: dict[int, Any] = field(default_factory=dict)
+    whole: asyncio.Event = field(default_factory=asyncio.Event)
     answer: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -73,6 +75,7 @@ class RelationActor:
         threads: torch, BLAS and numba threads.
         board: where progress is posted; None for nowhere.
         onlooker: draws pages on the way; None for none.
+        wait_s: seconds that a shard may take to start, or for one run of rows.
     """
 
     def __init__(
@@ -85,7 +88,9 @@ class RelationActor:
         threads: int = 1,
         board: Any = None,
         onlooker: Onlooker | None = None,
+        wait_s: float = 14400.0,
     ) -> None:
+        self._wait_s = wait_s
         torch.set_num_threads(threads)
         self._images, self._cameras = images, list(cameras)
         self._options = options | {"threads": threads}
@@ -158,9 +163,24 @@ class RelationActor:
                 del self._meetings[old]
         meeting = self._meetings.setdefault(key, Meeting())
         meeting.parts[rank] = part
+        if len(meeting.parts) == ranks:
+            meeting.whole.set()
         if len(meeting.parts) == ranks and not meeting.answer.done():
             await self._answer(key, meeting, work)
+        else:
+            await self._all_here(key, meeting, ranks)
         return await asyncio.shield(meeting.answer)
+
+    async def _all_here(self, key: Key, meeting: Meeting, ranks: int) -> None:
+        """Until all parts have come; what is made of them takes its own time."""
+        try:
+            await asyncio.wait_for(meeting.whole.wait(), RANKS_S)
+        except TimeoutError:
+            missing = sorted(set(range(ranks)) - meeting.parts.keys())
+            what = f"the parts of all {ranks} ranks, for {key[1]} of epoch {key[2]}"
+            advice = f"look at what rank {', '.join(map(str, missing))} does"
+            if not meeting.answer.done():
+                meeting.answer.set_exception(too_long(what, RANKS_S, advice))
 
     async def _answer(self, key: Key, meeting: Meeting, work: Callable[[int, list[Any]], Any]) -> None:
         try:
@@ -214,9 +234,10 @@ class RelationActor:
         if self._shards:
             # From here on the one copy is in the object store, where shards on this node read it too.
             reference = ray.put(features)
-            features = reference.future().result()
-            find = partial(find_on, self._shards, reference)
-        cameras = self._cameras[0].future().result() if self._cameras else None
+            features = answer_beside(reference, "the features of all images from the object store", OBJECT_S)
+            find = partial(find_on, self._shards, reference, wait_s=self._wait_s)
+        seen = self._cameras
+        cameras = answer_beside(seen[0], "the cameras of the train split", OBJECT_S) if seen else None
         return work(features, epoch=epoch, cameras=cameras, find=find, progress=self._progress, **self._options)
 
     def _prepare(self) -> None:
@@ -228,7 +249,8 @@ class RelationActor:
         if not self._shards:
             cpus, gpus = self._shard
             shards = self._options.get("shards", 1)
-            self._shards = start_shards(shards, cpus=cpus, gpus=gpus, threads=self._options["threads"])
+            threads = self._options["threads"]
+            self._shards = start_shards(shards, cpus=cpus, gpus=gpus, threads=threads, wait_s=self._wait_s)
 
     def _judge(self, epoch: int, parts: list[list[Any]]) -> RetrievalReport:
         who: tuple[Identities, Identities] = parts[0][2]
@@ -241,11 +263,16 @@ class RelationActor:
         return report
 
 
-def start_relation_actor(*, cpus: float, gpus: float, **options: Any) -> Any:
-    """The actor with resources of its own, alive, and its shards; `options` are those of `RelationActor`."""
+def start_relation_actor(*, cpus: float, gpus: float, wait_s: float = 14400.0, **options: Any) -> Any:
+    """The actor with resources of its own, alive, and its shards; `options` are those of `RelationActor`.
+
+    Raises:
+        TimeoutError: the cluster had no room for it within `wait_s` seconds.
+    """
     remote = ray.remote(max_restarts=-1, max_task_retries=-1)(RelationActor)
-    actor = remote.options(num_cpus=cpus, num_gpus=gpus).remote(**options)
-    ray.get(actor.ready.remote())
+    actor = remote.options(num_cpus=cpus, num_gpus=gpus).remote(wait_s=wait_s, **options)
+    what = f"room on the cluster for the relation actor ({cpus:g} CPUs, {gpus:g} GPUs) and its shards"
+    answer_of(actor.ready.remote(), what, wait_s, "look who holds the cluster's nodes")
     return actor
 
 
@@ -256,6 +283,7 @@ class RayRelator:
         judged_by: a reference to the `Identities` of query and gallery as a pair; empty where nothing is judged. The
             driver holds it, so that whoever must ask again finds it.
         precision: in which the train split's features travel; what `relate` would round them to anyway.
+        wait_s: seconds that one answer may take.
     """
 
     def __init__(
@@ -267,7 +295,9 @@ class RayRelator:
         ranks: int,
         judged_by: Sequence[ObjectRef] = (),
         precision: str = "float32",
+        wait_s: float = 14400.0,
     ) -> None:
+        self._wait_s = wait_s
         self._actor, self._attempt, self._rank, self._ranks = actor, attempt, rank, ranks
         self._judged_by, self._precision = list(judged_by), np.dtype(precision)
 
@@ -293,4 +323,6 @@ class RayRelator:
     def _ask(self, method: Any, epoch: int, parts: list[ObjectRef]) -> Any:
         # `parts` are held until the answer is here: a restarted actor asks for them again.
         with refusals():
-            return ray.get(method.remote(self._attempt, epoch, self._rank, self._ranks, parts))
+            asked = method.remote(self._attempt, epoch, self._rank, self._ranks, parts)
+            advice = "raise scale.wait_s where it only needs longer, or look at the relation actor's log"
+            return answer_of(asked, f"the relation actor's answer in epoch {epoch}", self._wait_s, advice)

@@ -35,6 +35,7 @@ from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import say
 from gracl.runtime.tracking import attempt, without_password
 from gracl.runtime.truth import objects_of
+from gracl.runtime.waiting import answer_of
 from gracl.sections import Relations
 from gracl.types import UNKNOWN, Assignment, FeatureTable, RetrievalReport
 
@@ -124,7 +125,8 @@ def _related(
     known = cameras if (cameras != UNKNOWN).any() else None
     with refusals():
         task = ray.remote(num_cpus=config.relation_cpus)(_relate)
-        found: Assignment = ray.get(task.remote(features, known, options | {"epoch": epoch}))
+        asked = task.remote(features, known, options | {"epoch": epoch})
+        found: Assignment = answer_of(asked, "the labels of the train split", config.scale.wait_s)
     return found
 
 

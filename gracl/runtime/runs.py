@@ -241,7 +241,12 @@ def record(run: Run, **news: Any) -> Run:
 
 def latest_epoch(folder: str) -> int:
     """The epochs done according to the checkpoints in a run's folder."""
-    return max((int(name.removeprefix("epoch-")) for name in storage.names_in(folder) if _is_epoch(name)), default=0)
+    return max(epochs_in(folder), default=0)
+
+
+def epochs_in(folder: str) -> list[int]:
+    """The epochs of which a run's folder has a checkpoint, whole or not, in order."""
+    return sorted(int(name.removeprefix("epoch-")) for name in storage.names_in(folder) if _is_epoch(name))
 
 
 @dataclass(frozen=True)

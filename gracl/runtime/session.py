@@ -106,6 +106,7 @@ def quieten(*, elastic: bool = False) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint counts once the controller has polled it
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": patience,
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # ranks that wait for each other in a report; Ray would without end
     }.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -7,7 +7,7 @@ is put together in order, and each row's list is that of the whole set, so it do
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
@@ -16,6 +16,7 @@ from numpy import ndarray
 from ray import ObjectRef
 
 from gracl.runtime.session import refusals
+from gracl.runtime.waiting import OBJECT_S, answer_beside, answer_of, too_long
 from gracl.similarity import Searcher, merged, shares
 from gracl.types import Feature, Neighbors
 
@@ -49,7 +50,8 @@ class Shard:
         """
         if table[0] not in self._searchers:  # another epoch: let go of the one before first
             self._searchers.clear()
-            self._searchers[table[0]] = Searcher(ray.get(table[0]), **options | self._here)
+            features = answer_of(table[0], "the features of all images from the object store", OBJECT_S)
+            self._searchers[table[0]] = Searcher(features, **options | self._here)
         return self._searchers[table[0]].nearest(k, rows=rows)
 
     def release(self) -> None:
@@ -59,7 +61,7 @@ class Shard:
             torch.cuda.empty_cache()
 
 
-def start_shards(shards: int, *, cpus: float, gpus: float, threads: int) -> list[Any]:
+def start_shards(shards: int, *, cpus: float, gpus: float, threads: int, wait_s: float = 14400.0) -> list[Any]:
     """So many shards, alive, each with resources of its own; none for fewer than two."""
     if shards < 2:
         return []
@@ -69,7 +71,8 @@ def start_shards(shards: int, *, cpus: float, gpus: float, threads: int) -> list
         for _ in range(shards)
     ]
     for actor in actors:
-        actor.ready.remote().future().result()
+        what = f"room on the cluster for {shards} shards of {cpus:g} CPUs and {gpus:g} GPUs each"
+        answer_beside(actor.ready.remote(), what, wait_s)
     return actors
 
 
@@ -81,6 +84,7 @@ def find_on(
     *,
     parts: int,
     progress: Callable[[int, int], None],
+    wait_s: float = 14400.0,
     **options: Any,
 ) -> Neighbors:
     """The neighbour table from shards; the `Find` of `relations.relate` once `actors` and `table` are given.
@@ -89,6 +93,7 @@ def find_on(
         actors: the shards.
         table: a reference to `features`.
         parts: how many shards there are.
+        wait_s: seconds that a shard may take for one run of rows.
     """
     rows = len(features)
     runs = shares(rows, min(parts * _RUNS, -(-rows // 64)))
@@ -97,10 +102,13 @@ def find_on(
         free.put(actor)
 
     def ask(run: tuple[int, int]) -> Neighbors:
-        actor = free.get()
         try:
-            # Not ray.get: in an asynchronous actor, such as the relation actor, it warns, also in a thread.
-            found: Neighbors = actor.search.remote([table], run, k, options).future().result()
+            actor = free.get(timeout=2 * wait_s)
+        except Empty:
+            raise too_long("a shard that is free", 2 * wait_s, "look at the shards' logs") from None
+        try:
+            asked = actor.search.remote([table], run, k, options)
+            found: Neighbors = answer_beside(asked, f"neighbours of rows {run[0]} to {run[1]} from a shard", wait_s)
         finally:
             free.put(actor)
         return found

@@ -30,6 +30,7 @@ from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
 from gracl.runtime.board import Reading
 from gracl.runtime.session import refusals
+from gracl.runtime.waiting import BOARD_S, answer_of, each_within
 from gracl.types import EMPTY, Batch, Plan
 
 STREAM = "images"
@@ -68,7 +69,7 @@ class PlanSource(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         """The tasks of the present reading; none before the first."""
-        reading: Reading | None = ray.get(self._board.reading.remote())
+        reading: Reading | None = answer_of(self._board.reading.remote(), "the board's answer", BOARD_S)
         if reading is None:
             return []
         tickets, batch = reading.plan.tickets.shape
@@ -160,6 +161,7 @@ class StreamBatches:
         board: the run's `Board`.
         sizes: images by name of split.
         barrier: waits for all ranks. No reading may be posted before every rank has emptied the one before.
+        wait_s: seconds that the next block may take.
     """
 
     def __init__(
@@ -179,7 +181,9 @@ class StreamBatches:
         threads: int = 2,
         rank: int = 0,
         ranks: int = 1,
+        wait_s: float = 14400.0,
     ) -> None:
+        self._wait_s = wait_s
         self._stream, self._board, self._sizes, self._barrier = stream, board, sizes, barrier
         self._train, self._eval_view, self._train_view = train, eval_view, train_view
         self._scan_batch, self._seed, self._rank, self._ranks = scan_batch, seed, rank, ranks
@@ -208,7 +212,8 @@ class StreamBatches:
         self._number += 1
         self._barrier()
         if self._rank == 0:
-            ray.get(self._board.post.remote(Reading(self._number, split, plan, self._ranks)))
+            posted = self._board.post.remote(Reading(self._number, split, plan, self._ranks))
+            answer_of(posted, "the board's answer", BOARD_S)
         self._barrier()
         awaited, share = 0, plan.share(self._rank, self._ranks)
         for block in self._blocks():
@@ -234,7 +239,8 @@ class StreamBatches:
 
     def _blocks(self) -> Iterator[pa.Table]:
         with refusals():
-            yield from self._stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+            blocks = self._stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+            yield from each_within(blocks, "the next block of images from Ray Data", self._wait_s)
 
 
 def _check_place(came: tuple[int, ...], awaited: tuple[int, int, int]) -> None:

@@ -24,6 +24,7 @@ from gracl.errors import ConfigError, TrainingFailed, expected
 from gracl.experiments import TuneConfig
 from gracl.idle import idle
 from gracl.images import storage
+from gracl.locks import holding
 from gracl.runtime.grid import runs_of
 from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave, prepared, tell_rest_of
 from gracl.runtime.points import Values, base_of, check_sweep, corners, distributions, name_of, points, told
@@ -54,11 +55,17 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError, ShardError, CheckpointError: before Ray starts, when a trial cannot be what it is to be; and from a
-            cluster that can never hold `concurrent` trials, before anything is written.
+            cluster that can never hold `concurrent` trials, before anything is written; and where the same sweep is
+            under way.
         TrainingFailed: no trial did all its epochs.
     """
     config, base = _with_whole_places(config), base_of(config)
     check_sweep(config, base)
+    with holding(config.out, f"the sweep in {config.out}", tell=say):
+        return _swept(config, base)
+
+
+def _swept(config: TuneConfig, base: Mapping[str, Any]) -> dict[str, Any]:
     uri = tracking_uri(config.tracking.uri, config.runs)
     swept = Sweep(config, base, config.runs, storage.join(config.out, "trials"))
     known = {point.name: point for point in swept.known()}

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import ray
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_TO_LOOK = 120.0
 COLUMNS = (
     ("epoch", "epoch", "{:.0f}"),
     ("mAP", "val/mAP", "{:.1%}"),
@@ -160,7 +161,9 @@ def _watch(board: Any, epochs: int, done: int, out: TextIO, stop: threading.Even
     meter, seen, started = Meter(out), 0, time.monotonic()
     while not stop.wait(0.5):
         try:
-            (phase, count, total), news = ray.get(board.look.remote(seen))
+            (phase, count, total), news = ray.get(board.look.remote(seen), timeout=SECONDS_TO_LOOK)
+        except ray.exceptions.GetTimeoutError:
+            continue  # a machine that swaps: nothing to show now
         except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError):
             return  # the run is over or lost; its own error says so
         for metrics in news:

@@ -17,15 +17,18 @@ from gracl.idle import idle
 from gracl.images import storage
 from gracl.images.shards import ShardStore
 from gracl.learning.fit import Splits
+from gracl.locks import holding
 from gracl.runtime.board import open_board, refusal_on
 from gracl.runtime.onlooker import PAGES, Onlooker, draw_last_page, onlooker_of
 from gracl.runtime.relation_actor import start_relation_actor
 from gracl.runtime.runs import PICTURE, Run, conclude, history_of, latest_epoch, prepare, record, register
+from gracl.runtime.salvage import is_whole, set_torn_aside
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
 from gracl.runtime.terminal import say, watching
 from gracl.runtime.tracking import MlflowCallback, attempt, closing, is_complete, leave_text, mend, tracking_uri
+from gracl.runtime.waiting import answer_of
 from gracl.runtime.worker import Job, Lesson, Source, train_worker
 
 
@@ -40,8 +43,8 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
         The result that the door prints: names, paths, first, best and final retrieval, seconds by phase.
 
     Raises:
-        ConfigError, ShardError, CheckpointError: before Ray starts, when the run cannot be what was asked for; and
-            from a cluster that can never hold it, before anything is written.
+        ConfigError, ShardError, CheckpointError: before Ray starts, when the run cannot be what was asked for; from a
+            cluster that can never hold it, before anything is written; and where another process is training it.
         ClusteringCollapsed, NonFiniteLoss: from the training.
         TrainingFailed: it ended for a reason outside gracl.
     """
@@ -49,6 +52,22 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     for words in idle(config):
         say(f"note: {words}")
     uri = tracking_uri(config.tracking.uri, run.runs)
+    if is_told(run) and is_whole(run.folder):
+        say(f"run {run.name} has done its {config.epochs} epochs already")
+        return conclude(run, uri)
+    with holding(run.folder, f"run {run.name} in {run.runs}", tell=say):
+        set_torn_aside(run.folder)
+        # Anew, since another one may have trained it until just now. The name may be of the moment.
+        return _trained(prepare(config.model_copy(update={"name": run.name})), uri, callbacks)
+
+
+def is_told(run: Run) -> bool:
+    """Whether a run has done its epochs, and MLflow has all of it."""
+    return run.record.get("finished", 0) >= run.config.epochs and bool(run.record.get("told", True))
+
+
+def _trained(run: Run, uri: str, callbacks: Sequence[UserCallback]) -> dict[str, Any]:
+    config = run.config
     if run.record.get("finished", 0) >= config.epochs:
         say(f"run {run.name} has done its {config.epochs} epochs already")
         if not run.record.get("told", True):
@@ -151,7 +170,7 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
 
 def draw_pictures(run: Run, actor: Any, stores: Mapping[str, ShardStore]) -> None:
     """The ranked sheet of the last evaluation, into the run's folder."""
-    judged = ray.get(actor.ranking.remote(10))
+    judged = answer_of(actor.ranking.remote(10), "the ranking of the last evaluation", run.config.scale.wait_s)
     if judged is None:
         say("no pictures: the relation actor was restarted after the last evaluation; pipelines/evaluate.py draws them")
         return
@@ -176,6 +195,7 @@ def start_relations(run: Run, board: Any, cameras: list[ray.ObjectRef], onlooker
         # With overlap the ranks' training is under way at the same time, and that is the progress to show.
         board=None if run.config.relations.overlap else board,
         onlooker=onlooker,
+        wait_s=scale.wait_s,
     )
 
 
@@ -208,6 +228,7 @@ def describe_job(
         recipe=run.recipe,
         start=config.start,
         precision=config.relations.precision,
+        wait_s=config.scale.wait_s,
     )
 
 

@@ -19,7 +19,7 @@ from numpy import ndarray
 from ray import ObjectRef
 from ray.train.collective import broadcast_from_rank_zero
 
-from gracl.errors import GraclError, StorageError
+from gracl.errors import CheckpointError, GraclError, StorageError
 from gracl.images.batches import MappedBatches
 from gracl.images.plans import identity_plan
 from gracl.images.views import eval_view, train_view
@@ -35,6 +35,7 @@ from gracl.runtime.ranks import TorchRanks
 from gracl.runtime.relation_actor import RayRelator
 from gracl.runtime.stream import STREAM, StreamBatches, open_store
 from gracl.runtime.tracking import STEP_LOSSES, SYSTEM
+from gracl.runtime.waiting import BOARD_S, OBJECT_S, answer_of
 from gracl.types import EpochReport, Plan
 
 
@@ -88,6 +89,7 @@ class Job:
     recipe: Mapping[str, Any]
     start: str | None = None
     precision: str = "float32"
+    wait_s: float = 14400.0
 
 
 def build(lesson: Lesson, device: torch.device) -> tuple[Encoder, ProxyContrast, torch.optim.Optimizer]:
@@ -116,14 +118,14 @@ def train_worker(job: Job) -> None:
     A refusal of ours (`GraclError`) would come back after a restart, so it is posted on the board for the driver, and
     the group that Ray restarts ends at once. A store that does not answer may answer then, so that is no such refusal.
     """
-    if ray.get(job.board.refusal.remote()) is not None:
+    if answer_of(job.board.refusal.remote(), "the board's answer", BOARD_S) is not None:
         return
     try:
         _train(job)
     except StorageError:
         raise
     except GraclError as error:
-        ray.get(job.board.refuse.remote(error))
+        answer_of(job.board.refuse.remote(error), "the board's answer", BOARD_S)
         raise
 
 
@@ -137,14 +139,15 @@ def _train(job: Job) -> None:
     first = {"weights": None} if state else {}
     encoder, criterion, optimizer = build(replace(job.lesson, encoder={**job.lesson.encoder, **first}), device)
     progress = throttled(job.board) if ranks.rank == 0 else silent
-    cameras = ray.get(job.lesson.cameras[0]) if job.lesson.cameras else None
+    seen = job.lesson.cameras
+    cameras = answer_of(seen[0], "the cameras of the train split", OBJECT_S) if seen else None
     monitor = NodeMonitor(f"node{context.get_node_rank()}") if context.get_local_rank() == 0 else None
     fit(
         state or TrainState.fresh(encoder, job.recipe, height=job.source.height, width=job.source.width),
         encoder=encoder,
         criterion=criterion,
         optimizer=optimizer,
-        batches=open_batches(job.source, job.board, ranks),
+        batches=open_batches(job.source, job.board, ranks, wait_s=job.wait_s),
         relator=RayRelator(
             job.relation_actor,
             attempt=broadcast_from_rank_zero(uuid.uuid4().hex),
@@ -152,6 +155,7 @@ def _train(job: Job) -> None:
             ranks=ranks.size,
             judged_by=job.judged_by,
             precision=job.precision,
+            wait_s=job.wait_s,
         ),
         ranks=ranks,
         planner=plan_picks(job.lesson, cameras),
@@ -168,7 +172,7 @@ def observed(monitor: NodeMonitor | None, ranks: TorchRanks) -> dict[str, float]
     return (monitor.taken() if monitor else {}) | ({"system/workers": float(ranks.size)} if ranks.rank == 0 else {})
 
 
-def open_batches(source: Source, board: Any, ranks: TorchRanks) -> Batches:
+def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float) -> Batches:
     """This rank's pictures: from the Ray stream, or straight from the shards on its disk."""
     size: dict[str, Any] = {"height": source.height, "width": source.width}
     common: dict[str, Any] = {
@@ -189,7 +193,7 @@ def open_batches(source: Source, board: Any, ranks: TorchRanks) -> Batches:
         }
         return MappedBatches(stores, **common)
     stream = ray.train.get_dataset_shard(STREAM)
-    return StreamBatches(stream, board, sizes=source.sizes, barrier=ranks.barrier, **common)
+    return StreamBatches(stream, board, sizes=source.sizes, barrier=ranks.barrier, wait_s=wait_s, **common)
 
 
 def resumed() -> TrainState | None:
@@ -198,7 +202,12 @@ def resumed() -> TrainState | None:
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        return load_state(folder)
+        try:
+            return load_state(folder)
+        except CheckpointError as error:
+            # A far one is read from a copy. It would be torn after a restart, too; the next start goes on before it.
+            advice = "run the same command again: it goes on from the last epoch that is whole"
+            raise CheckpointError(f"checkpoint {checkpoint.path}: {error}; {advice}") from error
 
 
 def started(job: Job) -> TrainState | None:

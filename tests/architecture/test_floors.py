@@ -15,6 +15,7 @@ FLOORS = {
     "gracl.idle": 2,
     "gracl.experiments": 2,
     "gracl.cli": 3,
+    "gracl.locks": 3,
     "gracl.similarity": 3,
     "gracl.images": 3,
     "gracl.learning": 3,

@@ -106,7 +106,7 @@ def test_verify_names_the_torn_shard(root: str) -> None:
     content = bytearray(torn.read_bytes())
     content[len(content) // 2] ^= 1
     torn.write_bytes(content)
-    with pytest.raises(ShardError, match="shard-00002.arrow; ingest the split again"):
+    with pytest.raises(ShardError, match="shard-00002.arrow; restore it or ingest the split again"):
         store.verify()
 
 
@@ -160,12 +160,19 @@ def test_a_missing_or_cut_shard_is_named(root: str) -> None:
         ShardStore.open(root, "gallery")
 
 
-def test_a_shard_of_the_right_size_but_not_arrow_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("verify", "words"), [("1", r"SHA-256 .*; came \d+ bytes with another checksum"), ("0", "readable shard")]
+)
+def test_a_shard_of_the_right_size_but_not_arrow_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: str, words: str
+) -> None:
+    monkeypatch.setenv("GRACL_VERIFY", verify)
     ingest_here(fill_folders(str(tmp_path / "raw"), MARKET), str(tmp_path / "out"), "market1501")
     shard = tmp_path / "out/train/shard-00000.arrow"
     shard.write_bytes(bytes(shard.stat().st_size))
-    with pytest.raises(ShardError, match="a readable shard at .*shard-00000.arrow"):
+    with pytest.raises(ShardError, match=words) as refused:
         ShardStore.open(str(tmp_path / "out"), "train").read(np.array([0]))
+    assert str(shard) in str(refused.value)
 
 
 def test_columns_on_disk(root: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gracl.errors import ConfigError
+from gracl.errors import ConfigError, StorageError
 from gracl.images import storage
 
 
@@ -70,7 +70,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
         raise OSError("no space")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StorageError, match=f"room and leave to write {uri}; came no space"):
         storage.write_bytes(uri, b"new")
     assert storage.read_bytes(uri) == b"old"
     assert os.listdir(tmp_path) == ["a"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gracl.errors import CheckpointError
+from gracl.errors import CheckpointError, StorageError
 from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe, load_encoder, load_state, save_state
 from gracl.learning.encoder import build_encoder
 from gracl.learning.optim import build_optimizer
@@ -226,7 +226,7 @@ def test_a_failed_save_keeps_the_old_file(pair, tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StorageError, match=f"room and leave to write {tmp_path}.*no space"):
         save_state(state_of(pair, epoch=2), tmp_path)
     assert load_state(tmp_path).epoch == 1
     assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]

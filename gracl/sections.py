@@ -65,8 +65,8 @@ class Data(Place):
     train: str = Field("train", description="split to learn from; its identities are never read")
     query: str = Field("query", description="split of queries for the evaluation; '' for none")
     gallery: str = Field("gallery", description="split that queries are looked up in; '' for none")
-    height: Positive = Field(256, description="pixels")
-    width: Positive = Field(128, description="pixels")
+    height: Positive = Field(256, le=4096, description="pixels")
+    width: Positive = Field(128, le=4096, description="pixels")
 
 
 class Views(Section):

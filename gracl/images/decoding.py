@@ -156,7 +156,7 @@ def orientation(exif: bytes) -> int:
     return 1
 
 
-def upright(pixels: Pixels, lies: int) -> Pixels:
+def upright(pixels: Pixels, lies: int) -> UInt8[ndarray, "rows columns 3"]:
     """Pixels that lie as EXIF's orientation says (1 to 8), set upright."""
     if lies == 1:
         return pixels

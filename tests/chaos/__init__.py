@@ -1,1 +1,1 @@
-"""What attacks: broken pictures, hostile files, secrets that must not be written down, doors that must not stand open."""
+"""What attacks: broken pictures, hostile files, secrets that must not be written down, open doors."""

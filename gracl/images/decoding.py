@@ -21,6 +21,9 @@ from gracl.errors import ImageError, expected
 # As RGB a picture may take as much as a file may: 512 MiB. It is also where Pillow by itself refuses.
 MAX_FILE_BYTES = 2**29
 MAX_PIXELS = MAX_FILE_BYTES // 3
+# A PNG of one bit a pixel holds no more in a byte, and a claim of more is one that its bytes do not fill; only blank
+# pictures of other formats may, and as long as they are small it does no harm to let them.
+PIXELS_IN_A_BYTE, PIXELS_ANYWAY = 8 * 1032, 2**24
 # Progressive JPEGs have ten passes or so; each one more goes over all the pixels for a few bytes of the file.
 MAX_SCANS = 100
 # Pillow loads these two only when it tries all of its formats, among them some that start other programs.
@@ -47,7 +50,8 @@ def decode(image: bytes | memoryview) -> Pixels:
 
     Raises:
         ImageError: the bytes are no picture, or only a part of one, or of a format that no raw folder has; more than
-            `MAX_PIXELS` pixels or `MAX_SCANS` passes, which is found out before memory is taken for them.
+            `MAX_PIXELS` pixels, or than its bytes can fill, or `MAX_SCANS` passes over them, which is found out before
+            memory is taken for them.
     """
     buffer = memoryview(image).cast("B")  # simplejpeg refuses the signed chars of Arrow
     if bytes(buffer[:2]) == _JPEG:
@@ -94,8 +98,9 @@ def _unreadable(buffer: memoryview, reason: object) -> ImageError:
 
 
 def _refuse_large(buffer: memoryview, width: int, height: int) -> None:
-    if not 0 < width * height <= MAX_PIXELS:
-        what = f"from 1 to {MAX_PIXELS} pixels"
+    most = min(MAX_PIXELS, max(PIXELS_ANYWAY, PIXELS_IN_A_BYTE * len(buffer)))
+    if not 0 < width * height <= most:
+        what = f"from 1 to {most} pixels"
         raise ImageError(
             expected(
                 what,

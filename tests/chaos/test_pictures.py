@@ -105,6 +105,22 @@ def test_no_memory_is_taken_for_a_claim(kind: str, tmp_path: Path) -> None:
     assert str(60_000**2) in words or "60000 x 60000" in words
 
 
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_a_claim_that_its_bytes_cannot_fill_is_refused(kind: str) -> None:
+    words = f"from 1 to {decoding.PIXELS_ANYWAY} pixels.*13000 x 13000"
+    with pytest.raises(ImageError, match="could not create decoder" if kind == "webp" else words):
+        decode(CLAIMS[kind](13_000, 13_000))
+
+
+def test_a_large_blank_picture_is_whole() -> None:
+    blank = encoded(Image.new("1", (8000, 8000), 1), "PNG")
+    assert decoding.PIXELS_ANYWAY < 8000 * 8000
+    assert decode(blank).shape == (8000, 8000, 3)
+    small = encoded(Image.new("RGB", (2000, 2000), "red"), "WEBP", lossless=True)
+    assert decoding.PIXELS_IN_A_BYTE * len(small) < 2000 * 2000
+    assert decode(small).shape == (2000, 2000, 3)
+
+
 def test_a_jpeg_of_too_many_passes_is_refused_and_one_of_many_is_not() -> None:
     content = originals()["jpeg progressive"]
     last = content[content.rindex(b"\xff\xda") : -2]

@@ -7,7 +7,7 @@ READY := .venv/.ready
 WORLD := demo/world
 SHARDS := demo/shards
 
-.PHONY: demo test test-pure chaos bench-gpu lint format lock clean
+.PHONY: demo test test-pure chaos bench-gpu lint format lock audit clean
 
 demo: $(READY)  ## a synthetic world, learnt without labels on Ray; about five minutes on two cores
 	rm -rf demo
@@ -52,8 +52,12 @@ lock: $(READY)  ## writes down what is installed now
 	$(BIN)/pip freeze --exclude-editable --exclude torch | grep -v ' @ ' > constraints.txt
 	echo "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')" >> constraints.txt
 
+audit: $(READY)  ## known vulnerabilities of the locked packages, where the service answers; pip-audit in a place of its own
+	test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/pip install --quiet pip-audit; } || true
+	$(BIN)/python deploy/audit.py .audit/bin/pip-audit constraints.txt
+
 clean:
-	rm -rf .venv demo chaos
+	rm -rf .venv .audit demo chaos
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "gracl needs Python 3.11, 3.12 or 3.13: install one, or give PYTHON=/path/to/python"; exit 1; }

@@ -29,9 +29,10 @@ from PIL import Image
 from benchmarks.bench_epoch import machine
 from benchmarks.measuring import in_a_child
 from gracl.images.batches import MappedBatches
+from gracl.images.decoding import decode
 from gracl.images.plans import identity_plan
 from gracl.images.shards import ShardStore
-from gracl.images.views import decode, eval_view, train_view
+from gracl.images.views import eval_view, train_view
 from gracl.randomness import rng
 from gracl.types import IMAGENET_MEAN, IMAGENET_STD
 

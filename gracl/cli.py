@@ -8,6 +8,7 @@ import copy
 import difflib
 import importlib
 import json
+import math
 import re
 import sys
 import types
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from gracl.errors import ConfigError, GraclError, expected
 
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+MAX_VALUES = 100_000
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -76,12 +78,44 @@ def _read(name: str) -> dict[str, Any]:
         known = ", ".join(sorted(str(preset) for preset in Path("pipelines/presets").rglob("*.yaml"))) or "none here"
         raise ConfigError(expected("a preset file", f"{name}, which is not there", f"presets: {known}"))
     try:
-        values = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
+        values = read_yaml(file.read_text()) or {}
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(expected("YAML", f"{name}: {error}", "mend the file")) from None
     if not isinstance(values, dict):
         raise ConfigError(expected("a mapping of sections", f"a {type(values).__name__} in {name}", "mend the file"))
     return values
+
+
+def read_yaml(text: str) -> Any:
+    """The plain values of a YAML text. Nothing but plain values can be made, and not very many.
+
+    Raises:
+        yaml.YAMLError: not YAML, or nested too deeply.
+        ValueError: a number or day that Python does not know, a text that is not UTF-8.
+        ConfigError: aliases that stand for more than `MAX_VALUES` values, or for themselves. A few lines could stand
+            for more than memory holds, which would be noticed only where they are written out, in an error's text.
+    """
+    try:
+        values = yaml.safe_load(text)
+        count = _count(values, {})
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    if count > MAX_VALUES:
+        raise ConfigError(
+            expected(f"at most {MAX_VALUES} values in YAML", f"{count:.0f}", "write them without aliases")
+        )
+    return values
+
+
+def _count(value: Any, known: dict[int, float]) -> float:
+    """How many values there are with all aliases written out; infinite where one contains itself."""
+    if not isinstance(value, dict | list | set | tuple):
+        return 1.0
+    if id(value) not in known:
+        known[id(value)] = math.inf  # as long as it is open: who meets it again is inside it
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1.0 + sum(_count(part, known) for part in inner)
+    return known[id(value)]
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -111,8 +145,8 @@ def _nested(path: str, value: Any) -> dict[str, Any]:
 def _override(values: dict[str, Any], argument: str) -> None:
     path, _, text = argument.partition("=")
     try:
-        value: Any = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
+        value: Any = read_yaml(text) if text else ""
+    except (yaml.YAMLError, ValueError):  # a word after all: no such number, no such day
         value = text
     if EXPONENT.fullmatch(text):  # YAML 1.1 takes 1e-3 for a word
         value = float(text)

@@ -233,7 +233,7 @@ class TrainConfig(Section):
                 and (workers == 1 or (batch // workers) % group == 0),
                 "sampling.objects and scan_batch that every number of workers from scale.min_workers to scale.workers "
                 "can share equally, each part a multiple of encoder.bn_group",
-                f"{self.sampling.objects} objects, scan_batch={self.scan_batch}, bn_group={group} and {workers} workers",
+                f"{self.sampling.objects} objects, scan_batch={self.scan_batch}, bn_group={group}, {workers} workers",
                 "raise scale.min_workers, or take batches that all of them divide (12 objects for 1 to 4 workers)",
             )
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from gracl.errors import ConfigError, GraclError, ImageError, expected
 from gracl.images import storage
+from gracl.images.decoding import MAX_FILE_BYTES
 from gracl.images.loading import load, share_tickets
 from gracl.images.plans import scan_plan
 from gracl.images.views import eval_view
@@ -96,7 +97,7 @@ def _bytes_of(picture: Picture, number: int) -> bytes:
         Image.fromarray(picture).save(file, "PNG", compress_level=1)
         return file.getvalue()
     try:
-        return storage.read_bytes(str(picture))
+        return storage.read_plain(str(picture), at_most=MAX_FILE_BYTES)
     except OSError as error:
         what = f"a picture at {picture} (image {number})"
         raise ImageError(expected(what, str(error), "check the path, or leave it out")) from error

@@ -65,8 +65,8 @@ class Data(Place):
     train: str = Field("train", description="split to learn from; its identities are never read")
     query: str = Field("query", description="split of queries for the evaluation; '' for none")
     gallery: str = Field("gallery", description="split that queries are looked up in; '' for none")
-    height: Positive = Field(256, description="pixels")
-    width: Positive = Field(128, description="pixels")
+    height: Positive = Field(256, le=4096, description="pixels")
+    width: Positive = Field(128, le=4096, description="pixels")
 
 
 class Views(Section):
@@ -269,7 +269,7 @@ class Scale(Crew):
     shard_gpus: float = Field(0, ge=0, description="GPUs reserved by each of relations.shards, from two on")
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without end")
     min_workers: Count = Field(
-        0, description="elastic: go on with as few workers as this, and with more as nodes come; 0: always scale.workers"
+        0, description="elastic: go on with as few workers as this, with more as nodes come; 0: always scale.workers"
     )
     resize_s: float = Field(60.0, gt=0, description="elastic: seconds between looks for room for more workers")
 

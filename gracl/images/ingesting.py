@@ -12,7 +12,7 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 from gracl.errors import ConfigError, ImageError, LayoutError, ShardError, expected
 from gracl.images import storage
 from gracl.images.layouts import Listing, list_images
-from gracl.images.layouts.files import shown
+from gracl.images.layouts.files import on_one_line, shown
 from gracl.images.manifests import BadImage, Manifest, manifest_uri
 from gracl.images.writing import (
     ShardPart,
@@ -143,7 +143,7 @@ def _write_parts(
 def _judge_bad(bad: Sequence[BadImage], on_bad_image: OnBadImage) -> None:
     if not bad or on_bad_image == "skip":
         return
-    lines = "".join(f"\n  {image.path}: {image.reason}" for image in bad[:BAD_SHOWN])
+    lines = "".join(f"\n  {on_one_line(image.path)}: {on_one_line(image.reason)}" for image in bad[:BAD_SHOWN])
     more = f"\n  and {len(bad) - BAD_SHOWN} more" if len(bad) > BAD_SHOWN else ""
     advice = "replace or remove them, or say on_bad_image=skip"
     raise ImageError(expected("images that can be read", f"{len(bad)} that cannot:{lines}{more}\n", advice))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -9,6 +10,10 @@ from gracl.errors import ShardError, expected
 from gracl.images import storage
 
 SCHEMA_VERSION = 1
+# A row takes at least its numbers: index, object, camera and the end of its image (8 bytes each), height, width and the
+# end of its path (4 each).
+ROW_BYTES = 44
+FILE_NAME = re.compile(r"[\w-][\w.-]*")
 MANIFEST = "manifest.json"
 
 
@@ -83,13 +88,13 @@ def read_manifest(root: str, split: str) -> Manifest:
     try:
         values = json.loads(content)
         version = values["schema_version"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ShardError(expected(f"a manifest at {uri}", f"{type(error).__name__}: {error}", AGAIN)) from error
     if version != SCHEMA_VERSION:
         raise ShardError(expected(f"schema version {SCHEMA_VERSION} in {uri}", version, AGAIN))
     try:
         manifest = _from_values(values)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ShardError(expected(f"the fields of a manifest in {uri}", f"{error!r}", AGAIN)) from error
     _check(manifest, split, uri)
     return manifest
@@ -105,7 +110,12 @@ def _from_values(values: dict[str, Any]) -> Manifest:
     shards = tuple(ShardEntry(**shard) for shard in values["shards"])
     bad = tuple(BadImage(**image) for image in values["bad_images"])
     resize = tuple(values["resize"]) if values["resize"] is not None else None
-    return Manifest(**{**values, "shards": shards, "bad_images": bad, "resize": resize})
+    manifest = Manifest(**{**values, "shards": shards, "bad_images": bad, "resize": resize})
+    counts = [manifest.num_images, manifest.num_objects, manifest.num_cameras, manifest.image_bytes]
+    counts += [number for shard in shards for number in (shard.first_index, shard.rows, shard.bytes)]
+    if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+        raise ValueError("a count that is no whole number from 0")
+    return manifest
 
 
 def _check(manifest: Manifest, split: str, uri: str) -> None:
@@ -113,6 +123,13 @@ def _check(manifest: Manifest, split: str, uri: str) -> None:
         raise ShardError(expected(f"the split {split} in {uri}", manifest.split, "do not move manifests about"))
     first = 0
     for shard in manifest.shards:
+        if not isinstance(shard.file, str) or not FILE_NAME.fullmatch(shard.file):
+            # Shards are read, and copied to a cache, under the name that stands here.
+            raise ShardError(expected(f"plain file names in {uri}", repr(shard.file), AGAIN))
+        if shard.rows * ROW_BYTES > shard.bytes:
+            # Plans are made for so many images before a shard is opened.
+            came = f"{shard.rows} rows in {shard.bytes} bytes"
+            raise ShardError(expected(f"as many rows as {shard.file} can hold in {uri}", came, AGAIN))
         if shard.first_index != first or shard.rows < 1:
             raise ShardError(expected(f"{shard.file} to begin at {first} in {uri}", shard.first_index, AGAIN))
         first += shard.rows

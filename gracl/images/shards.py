@@ -6,6 +6,7 @@ rows in order of index. Arrow IPC and not Parquet, because a row is then read by
 """
 
 import os
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ SCHEMA = pa.schema(
 )
 
 AGAIN = "restore it or ingest the split again (a copy in a cache folder: delete it)"
+_FILE_START = b"ARROW1\0\0"
+# Places of entries in Arrow's own tables: Message.header and RecordBatch.compression (Message.fbs).
+_HEADER, _COMPRESSION = 2, 3
 
 _open_stores: dict[tuple[str, str, str | None], tuple[object, "ShardStore"]] = {}
 _opening = threading.Lock()
@@ -225,6 +229,40 @@ def _is_verified() -> bool:
     return asked == "1"
 
 
+def _table(path: Path) -> pa.Table:
+    """The one batch of a shard, in the mapped file itself. Arrow would unpack a compressed one to any size that it
+    claims, so such a one, which ingest never writes, is refused unread.
+    """
+    file = pa.memory_map(str(path))
+    if file.read(len(_FILE_START)) != _FILE_START:
+        raise ValueError("no Arrow file")
+    messages = pa.ipc.MessageReader.open_stream(file)
+    schema = pa.ipc.read_schema(messages.read_next_message())
+    batch = messages.read_next_message()
+    if batch.type != "record batch" or _is_compressed(batch.metadata):
+        raise ValueError("compressed, or no rows at all")
+    return pa.Table.from_batches([pa.ipc.read_record_batch(batch, schema)])
+
+
+def _is_compressed(metadata: pa.Buffer) -> bool:
+    """Whether a message of Arrow says that its batch is compressed; it is a flatbuffer, and pyarrow does not tell."""
+    content = metadata.to_pybytes()
+    message: int = struct.unpack_from("<I", content)[0]
+    header = _entry_of(content, message, _HEADER)
+    batch = header + struct.unpack_from("<I", content, header)[0]
+    return bool(_entry_of(content, batch, _COMPRESSION))
+
+
+def _entry_of(content: bytes, table: int, number: int) -> int:
+    """Where the entry of a flatbuffer's table stands; 0 where it is left out."""
+    kinds = table - struct.unpack_from("<i", content, table)[0]
+    place = 4 + 2 * number
+    if place >= struct.unpack_from("<H", content, kinds)[0]:
+        return 0
+    offset: int = struct.unpack_from("<H", content, kinds + place)[0]
+    return table + offset if offset else 0
+
+
 def _map(folder: Path, shard: ShardEntry) -> _Mapped:
     path = folder / shard.file
     stamp = _stamp(path)
@@ -235,10 +273,12 @@ def _map(folder: Path, shard: ShardEntry) -> _Mapped:
             raise ShardError(
                 expected(f"{path} with {shard.bytes} bytes and SHA-256 {shard.sha256[:12]}...", came, AGAIN)
             )
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
-    except (pa.ArrowException, OSError) as error:
+        table = _table(path)
+        table.validate(full=True)  # every image and path lies within the file
+    except (pa.ArrowException, OSError, ValueError, EOFError, struct.error) as error:
         raise ShardError(expected(f"a readable shard at {path}", error, "ingest the split again")) from error
-    first = table["index"][0].as_py() if table.num_rows and table.schema.equals(SCHEMA) else None
+    whole = table.schema.equals(SCHEMA) and not any(column.null_count for column in table.columns)
+    first = table["index"][0].as_py() if table.num_rows and whole else None
     if table.num_rows != shard.rows or first != shard.first_index:
         came = f"{table.num_rows} rows from {first}, columns {table.schema.names}"
         raise ShardError(

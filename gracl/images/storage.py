@@ -7,10 +7,12 @@ Where a store is asked, what it refuses becomes a `StorageError` (`answered`); t
 `FileNotFoundError`. Buckets are never made: a bucket that is not there is a misspelt one.
 """
 
+import errno
 import hashlib
 import os
 import posixpath
 import socket
+import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -198,16 +200,31 @@ def read_bytes(uri: str) -> bytes:
         return bytes(fs.cat_file(path))
 
 
-def read_many(root: str, paths: Sequence[str]) -> list[bytes | Exception]:
+def read_plain(uri: str, *, at_most: int) -> bytes:
+    """The content of one file that somebody else put there: of a local one, before a byte is read, that it is a file.
+
+    Raises:
+        OSError: it cannot be read; where it is local, also: it is a pipe, a device or a socket, which could be waited
+            for without end, or has more than `at_most` bytes.
+    """
+    content = _read_local(local_path(uri), at_most) if is_local(uri) else read_bytes(uri)
+    if isinstance(content, Exception):
+        raise content
+    return content
+
+
+def read_many(root: str, paths: Sequence[str], *, at_most: int | None = None) -> list[bytes | Exception]:
     """The contents of files under a root, in order; for a file that cannot be read, the exception instead.
 
-    A remote store is asked for all at once (fsspec does it concurrently where the store can).
+    A remote store is asked for all at once (fsspec does it concurrently where the store can). Of local files, which
+    may have become others since they were listed, those are not read that are no plain files or larger than `at_most`
+    bytes.
 
     Raises:
         StorageError: the store does not answer. That is no fault of the file, so nobody may take it for one.
     """
     if is_local(root):
-        return [_read_local(local_path(root) / path) for path in paths]
+        return [_read_local(local_path(root) / path, at_most) for path in paths]
     fs, base = locate(root)
     keys = [f"{base.rstrip('/')}/{path}" for path in paths]
     # Not fs.cat, which takes names with brackets or stars for patterns.
@@ -219,9 +236,16 @@ def read_many(root: str, paths: Sequence[str]) -> list[bytes | Exception]:
     return contents
 
 
-def _read_local(path: Path) -> bytes | Exception:
+def _read_local(path: Path, at_most: int | None) -> bytes | OSError:
     try:
-        return path.read_bytes()
+        # Nobody may ever write into a pipe: opened so, it does not wait for one who does.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return OSError("no plain file, but a folder, a pipe, a device or a socket")
+            if at_most is not None and status.st_size > at_most:
+                return OSError(errno.EFBIG, f"{status.st_size} bytes, more than {at_most}")
+            return file.read()
     except OSError as error:
         return error
 

@@ -1,20 +1,18 @@
-"""From encoded bytes to the pictures a network sees: decode, resize, and the altered views of training.
+"""From encoded bytes to the pictures a network sees: resize, and the altered views of training.
 
 Everything up to the device is `uint8[height, width, 3]`, a quarter of the bytes of float32; `learning/fit.py` makes
 floats of it where the network runs. No torch here, so that ingest's workers start fast. Augmentations: method.md 4.8.
 """
 
-import io
 import math
-import struct
 
 import numpy as np
-import simplejpeg
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 
-from gracl.errors import ImageError, expected
+from gracl.errors import expected
+from gracl.images.decoding import decode
 from gracl.types import IMAGENET_MEAN
 
 MEAN_COLOUR = np.array([round(255 * share) for share in IMAGENET_MEAN], np.uint8)
@@ -22,55 +20,6 @@ MEAN_COLOUR = np.array([round(255 * share) for share in IMAGENET_MEAN], np.uint8
 ERASE_AREA = (0.02, 0.4)
 ERASE_ASPECT = (0.3, 3.3)
 ERASE_TRIES = 100
-
-_JPEG = b"\xff\xd8"
-# What Pillow is known to raise for broken bytes, by format.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-
-
-def decode(image: bytes | memoryview) -> UInt8[ndarray, "height width 3"]:
-    """Turns the bytes of a picture file into RGB.
-
-    JPEG goes through simplejpeg (three times as fast as Pillow, ray.md 1.3); what that refuses (CMYK, stray bytes) and
-    every other format through Pillow. Grey and palette become RGB, 16-bit grey keeps its high byte, and what is
-    transparent is laid over white. Of a file with several frames the first counts; EXIF rotation is not applied.
-
-    Raises:
-        ImageError: the bytes are no picture, or only a part of one.
-    """
-    buffer = memoryview(image).cast("B")  # simplejpeg refuses the signed chars of Arrow
-    if bytes(buffer[:2]) == _JPEG:
-        try:
-            picture: ndarray = simplejpeg.decode_jpeg(buffer, "RGB")
-            return picture
-        except ValueError:
-            return _decode_with_pillow(buffer)  # which has the last word, and raises when it cannot read it either
-    return _decode_with_pillow(buffer)
-
-
-def _decode_with_pillow(buffer: memoryview) -> UInt8[ndarray, "height width 3"]:
-    try:
-        with Image.open(io.BytesIO(buffer)) as picture:
-            return np.asarray(_to_rgb(picture))
-    except _UNREADABLE as error:
-        raise ImageError(
-            expected(
-                "the bytes of a whole picture",
-                f"{len(buffer)} bytes starting with {bytes(buffer[:8])!r} ({error})",
-                "replace or remove the file, or ingest with on_bad_image=skip",
-            )
-        ) from error
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F":
-        raise ValueError("a picture of floats has no known white")
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
-        return Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        solid = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("RGB")
-    return picture.convert("RGB")
 
 
 def eval_view(

@@ -8,7 +8,7 @@ numbered anew while they are moved, so that no raw image is read twice.
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 
@@ -18,10 +18,10 @@ from PIL import Image, UnidentifiedImageError
 
 from gracl.errors import ShardError, expected
 from gracl.images import storage
+from gracl.images.decoding import MAX_FILE_BYTES, decode
 from gracl.images.layouts import Listing, RawImage
 from gracl.images.manifests import SCHEMA_VERSION, BadImage, Manifest, ShardEntry
 from gracl.images.shards import SCHEMA
-from gracl.images.views import decode
 from gracl.types import UNKNOWN
 
 JPEG_QUALITY = 95
@@ -98,14 +98,22 @@ def write_shard(job: ShardJob) -> ShardPart:
     bad: list[BadImage] = []
     for start in range(0, len(job.images), READ_AT_ONCE):
         images = job.images[start : start + READ_AT_ONCE]
-        contents = storage.read_many(job.root, [image.path for image in images])
-        for image, size, content in zip(images, job.sizes[start : start + READ_AT_ONCE], contents, strict=True):
+        sizes = job.sizes[start : start + READ_AT_ONCE]
+        for image, size, content in zip(images, sizes, _contents(job.root, images, sizes), strict=True):
             checked = _checked(image, size, content, job.resize)
             if isinstance(checked, BadImage):
                 bad.append(checked)
             else:
                 rows.append(checked)
     return _write(job, rows, tuple(bad))
+
+
+def _contents(root: str, images: Sequence[RawImage], sizes: Sequence[int]) -> Iterator[bytes | Exception]:
+    """What each file holds, or why that is not known; a file that is too large was listed so, and is not read."""
+    small = [image.path for image, size in zip(images, sizes, strict=True) if size <= MAX_FILE_BYTES]
+    read = iter(storage.read_many(root, small, at_most=MAX_FILE_BYTES))
+    for size in sizes:
+        yield next(read) if size <= MAX_FILE_BYTES else OSError(f"{size} bytes, more than {MAX_FILE_BYTES}")
 
 
 def _checked(image: RawImage, size: int, content: bytes | Exception, resize: Size | None) -> Row | BadImage:

@@ -7,7 +7,6 @@ labels are one epoch old (docs/decisions/0012-overlap) are those saved which the
 
 import os
 import uuid
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -18,8 +17,10 @@ import torch
 from torch import Tensor
 
 from gracl.errors import CheckpointError, StorageError, expected
-from gracl.learning.encoder import Encoder, build_encoder, load_exactly
+from gracl.learning.claims import check_kinds, described
+from gracl.learning.encoder import Encoder, load_exactly
 from gracl.learning.packing import pack, unpack
+from gracl.learning.plain_files import load_plain
 from gracl.types import Assignment
 
 STATE_FILE = "state.pt"
@@ -165,6 +166,7 @@ def load_state(folder: str | Path) -> TrainState:
             expected(f"a gracl checkpoint of schema {SCHEMA} at {path}", came, "use the version of gracl that wrote it")
         )
     values = {name: payload[name] for name in names}
+    check_kinds(values, path)
     return TrainState(**values | {"assignment": unpack(payload["assignment"], path)})
 
 
@@ -204,19 +206,15 @@ def load_encoder(source: str | Path) -> tuple[Encoder, dict[str, int]]:
         CheckpointError: missing, torn, of another schema, or weights that do not fit the encoder described.
     """
     state = load_state(source)
-    encoder = build_encoder(**state.encoder)
+    encoder = described(state.encoder, state.teacher or state.model, str(source))
     load_exactly(encoder, state.teacher or state.model, source=str(source))
     return encoder.eval(), state.view
 
 
 def _read(path: Path) -> object:
-    """Unpacks the file; its checksums first, because torch reads a flipped bit without a word."""
+    """Unpacks the file, whose checksums must be right."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            torn = archive.testzip()
-        if torn is not None:
-            raise zipfile.BadZipFile(f"wrong checksum in {torn}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_plain(path, whole=True)
     except Exception as error:  # bytes that are no checkpoint can fail in the readers in any way
         raise CheckpointError(
             expected(

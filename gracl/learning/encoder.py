@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gracl.errors import CheckpointError, ConfigError, expected
 from gracl.learning.layers import AveragePool, GeneralizedMeanPool, group_batch_norm
 from gracl.learning.mobilenet import MobileNetV2
+from gracl.learning.plain_files import load_plain
 from gracl.learning.resnet import DEPTHS, ResNet
 from gracl.randomness import rng
 
@@ -202,7 +203,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: no such file, or something else than tensors in it. Code in the file is never run.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = load_plain(path)
     except Exception as error:  # bytes that are no checkpoint can fail in the reader in any way
         raise CheckpointError(
             expected(

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
+from gracl.images.decoding import decode
 from gracl.images.shards import ShardStore
-from gracl.images.views import decode
 from gracl.retrieval.page import Part
 from gracl.retrieval.review_charts import TERMS, confusion_chart, curves_chart, map_chart, similarity_chart
 from gracl.retrieval.sheet import CLUSTER_LEGEND, NOISE_LEGEND, Legend, SheetRow, draw_sheet

@@ -5,10 +5,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._private import ray_constants
 
 from gracl.errors import ConfigError, GraclError, expected
 
@@ -41,19 +42,38 @@ def session(demand: Demand) -> Iterator[None]:
     Raises:
         ConfigError: a cluster that can never give what the run needs.
     """
-    ours = not ray.is_initialized()
-    if ours:
-        quieten(elastic=demand.elastic)
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(logging_level=logging.WARNING, log_to_driver=False)
-        else:
-            _start(demand)
-    try:
+    with ExitStack() as at_the_end:
+        if not ray.is_initialized():
+            quieten(elastic=demand.elastic)
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(logging_level=logging.WARNING, log_to_driver=False)
+            else:
+                at_the_end.enter_context(_on_loopback())
+                _start(demand)
+            at_the_end.callback(ray.shutdown)
         _check(demand)
         yield
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started in this block listens at 127.0.0.1 alone.
+
+    Else it listens on every address of the machine, and whoever reaches it can run what he likes. Ray has no setting
+    for that, and takes `_node_ip_address="127.0.0.1"` for the machine's own address; but it keeps to loopback where it
+    believes that there can be no cluster (macOS, Windows), and that can be said. `tests/chaos/test_secrets.py` looks.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    said, believed = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name] = "0"  # for the processes that it starts
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it already
+    try:
+        yield
     finally:
-        if ours:
-            ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = believed
+        os.environ.pop(name)
+        if said is not None:
+            os.environ[name] = said
 
 
 @contextmanager

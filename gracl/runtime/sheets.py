@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gracl.images.decoding import decode
 from gracl.images.shards import ShardStore
-from gracl.images.views import decode
 from gracl.retrieval.sheet import SheetRow, pick_queries, ranked_sheet
 from gracl.types import EMPTY, Ranking, RetrievalReport
 

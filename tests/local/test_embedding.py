@@ -11,8 +11,8 @@ from PIL import Image
 import gracl
 from benchmarks.local_twin import learn
 from gracl.errors import CheckpointError, ConfigError, GraclError, ImageError
+from gracl.images.decoding import decode
 from gracl.images.shards import ShardStore
-from gracl.images.views import decode
 from gracl.learning.checkpoint import save_state
 from gracl.retrieval.metrics import evaluate_retrieval
 from tests.toy import toy_config

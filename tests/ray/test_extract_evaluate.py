@@ -14,10 +14,11 @@ from benchmarks.local_twin import learn
 from gracl.cli import load_config
 from gracl.config import EvaluateConfig, ExtractConfig
 from gracl.errors import CheckpointError, ConfigError, ShardError
+from gracl.images.decoding import decode
 from gracl.images.loading import load, share_tickets
 from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
-from gracl.images.views import decode, eval_view
+from gracl.images.views import eval_view
 from gracl.learning.checkpoint import load_encoder, save_state
 from gracl.learning.fit import autocast, encode
 from gracl.retrieval.expansion import expand

@@ -36,7 +36,12 @@ def shown(items: Iterable[object]) -> str:
     """The first few of many things, for an error's text."""
     items = list(items)
     rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(str(item) for item in items[:SHOWN]) + rest
+    return ", ".join(on_one_line(str(item)) for item in items[:SHOWN]) + rest
+
+
+def on_one_line(name: str) -> str:
+    """A name as it is, or with what is not to be seen spelt out: a name may hold a line's end, or turn the reading."""
+    return name if name.isprintable() else repr(name)
 
 
 def inside(path: str) -> str:

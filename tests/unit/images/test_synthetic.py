@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gracl.errors import LayoutError
+from gracl.images.decoding import decode
 from gracl.images.synthetic import _World, camera_of, draw, object_of, shot, write_world
-from gracl.images.views import decode
 from gracl.randomness import rng
 
 NAME = re.compile(r"(-?\d+)_c(\d+)s1_(\d{6})_(\d\d)\.jpg")

@@ -8,8 +8,8 @@ import pytest
 
 from gracl.errors import ShardError
 from gracl.images import storage, writing
+from gracl.images.decoding import decode
 from gracl.images.layouts import Listing, list_images
-from gracl.images.views import decode
 from gracl.images.writing import ShardJob, make_manifest, move_shard, plan_moves, plan_shards, write_shard
 from tests.raw_images import fill, picture
 

@@ -1,9 +1,9 @@
 """plan -> Ray Data -> batches: the stream of encoded images that feeds the ranks.
 
 One dataset serves the whole run. Its source is the plan itself: whenever the ranks begin to iterate, Ray Data asks
-`PlanSource` for its read tasks, and these are the present reading's tickets, cut by rank (as many as the group has that reads). A task fetches the *encoded*
-bytes of several tickets from the shards; the ranks decode and augment in threads (an image is eight times smaller on
-the way). One row is one rank's part of one ticket, so the equal split of Ray Train can drop or shorten nothing, and
+`PlanSource` for its read tasks, and these are the present reading's tickets, cut for as many ranks as read it. A task
+fetches the *encoded* bytes of several tickets from the shards; the ranks decode and augment in threads (an image is
+eight times smaller on the way). One row is one rank's part of one ticket, so the equal split of Ray Train can drop or shorten nothing, and
 each row says which reading, ticket and rank it is for: a row that is not what the plan says is an error.
 
 Measured (docs/decisions/0003): few large blocks, and no second dataset for scans, since every dataset costs a

@@ -167,9 +167,7 @@ def test_before_the_first_reading_there_is_nothing_to_fetch(ray_cluster, toy_sha
 def test_blocks_are_limited_by_tickets_and_by_bytes(ray_cluster, toy_shards, image_bytes, rows):
     board, plan = open_board(), scan_plan(120, 12)
     ray.get(board.post.remote(Reading(1, "train", plan, 2)))
-    source = PlanSource(
-        board, root=toy_shards, cache=None, digests=digests(toy_shards), image_bytes=image_bytes
-    )
+    source = PlanSource(board, root=toy_shards, cache=None, digests=digests(toy_shards), image_bytes=image_bytes)
     tasks = source.get_read_tasks(1)
     assert max(task.metadata.num_rows for task in tasks) == rows
     assert all(rows == 1 or task.metadata.size_bytes <= 32 << 20 for task in tasks)

@@ -1,8 +1,9 @@
-"""What a run leaves at an epoch's end: written whole or not at all, read back or refused.
+"""What a run leaves at an epoch's end, and on the way: written whole or not at all, read back or refused.
 
 An epoch depends on weights, optimizer and epoch number alone (architecture.md 5.11), so that is what is saved, with the
 teacher's weights where there is one. Banks, labels and generators are not: the next epoch makes its own. Only where
-labels are one epoch old (docs/decisions/0012-overlap) are those saved which the next epoch will learn.
+labels are one epoch old (docs/decisions/0012-overlap) are those saved which the next epoch will learn. A state from
+within an epoch (docs/decisions/0023) has what the rest of that epoch needs beside, as its `midway`.
 """
 
 import os
@@ -13,25 +14,53 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy import ndarray
+from jaxtyping import Float32
 from torch import Tensor
 
 from gracl.errors import CheckpointError, expected
 from gracl.learning.encoder import Encoder, build_encoder, load_exactly
-from gracl.types import EMPTY, NOISE, Assignment, CameraProxies, Consensus, Instances, Proxies
+from gracl.learning.packing import pack_assignment, pack_report, unpack_assignment, unpack_report
+from gracl.types import Assignment, RetrievalReport
 
 STATE_FILE = "state.pt"
-SCHEMA = 3
+SCHEMA = 4
 # What the files of older schemas do not have.
-SINCE = {2: {"assignment": None}, 3: {"teacher": None}}
+SINCE = {2: {"assignment": None}, 3: {"teacher": None}, 4: {"midway": None}}
 ABSENT = "absent"
 
 
 @dataclass(frozen=True)
+class Midway:
+    """What the rest of an epoch needs beside weights and optimizer, and what its report will tell.
+
+    Attributes:
+        step: steps of the epoch that were taken, from 1.
+        assignment: what the epoch learns.
+        moved: `Criterion.moved()` after that step.
+        losses: what `train_epoch` has of each of these steps, on each rank.
+        seconds: by phase, of the epoch so far.
+        untrained: how the first weights were judged, where this epoch is to tell it.
+    """
+
+    step: int
+    assignment: Assignment
+    moved: dict[str, Tensor]
+    losses: Float32[Tensor, "ranks steps 5"]
+    seconds: dict[str, float]
+    untrained: RetrievalReport | None = None
+
+    def rows(self, rank: int, ranks: int, device: torch.device) -> list[Tensor]:
+        """The losses of a rank, step by step; where there were other ranks, the mean over those."""
+        mine = self.losses[rank] if len(self.losses) == ranks else self.losses.mean(0)
+        return list(mine.to(device))
+
+
+@dataclass(frozen=True)
 class TrainState:
-    """A run at the end of an epoch. Tensors apart, every value is plain (None, bool, int, float, str, list, dict).
+    """A run at the end of an epoch, or within one.
+
+    Tensors apart, every value is plain (None, bool, int, float, str, list, dict).
 
     Attributes:
         epoch: epochs completed; also the number of the next one, counted from 0.
@@ -45,6 +74,7 @@ class TrainState:
         history: the figures of every epoch completed, by name.
         assignment: what the next epoch learns, made of the scan of the last one; None where it makes its own.
         teacher: state dict of the teacher, which then is the model to use; None where there is none.
+        midway: how far the next epoch is, and `assignment` is then for the one after it; None at an epoch's end.
     """
 
     epoch: int
@@ -58,6 +88,7 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
     assignment: Assignment | None = None
     teacher: dict[str, Any] | None = None
+    midway: Midway | None = None
 
     @staticmethod
     def fresh(encoder: Encoder, recipe: Mapping[str, object], *, height: int, width: int) -> "TrainState":
@@ -104,6 +135,26 @@ class TrainState:
             history=[*self.history, figures],
             assignment=assignment,
             teacher=teacher.state_dict() if teacher else None,
+            midway=None,
+        )
+
+    def within(
+        self,
+        midway: Midway,
+        *,
+        encoder: Encoder,
+        optimizer: torch.optim.Optimizer,
+        assignment: Assignment | None = None,
+        teacher: Encoder | None = None,
+    ) -> "TrainState":
+        """The state some steps later, as many epochs done as before. Tensors are no copies, as in `after`."""
+        return replace(
+            self,
+            model=encoder.state_dict(),
+            optimizer=optimizer.state_dict(),
+            assignment=assignment,
+            teacher=teacher.state_dict() if teacher else None,
+            midway=midway,
         )
 
 
@@ -116,7 +167,7 @@ def save_state(state: TrainState, folder: str | Path) -> Path:
         CheckpointError: a value that is not plain, which could be written but never be read back without running code.
     """
     payload = {"schema": SCHEMA} | {name.name: getattr(state, name.name) for name in fields(state)}
-    payload["assignment"] = _pack(state.assignment)
+    payload["assignment"], payload["midway"] = pack_assignment(state.assignment), _pack_midway(state.midway)
     _check_plain(payload, "state")
     Path(folder).mkdir(parents=True, exist_ok=True)
     target = Path(folder) / STATE_FILE
@@ -149,7 +200,8 @@ def load_state(folder: str | Path) -> TrainState:
             expected(f"a gracl checkpoint of schema {SCHEMA} at {path}", came, "use the version of gracl that wrote it")
         )
     values = {name: payload[name] for name in names}
-    return TrainState(**values | {"assignment": _unpack(payload["assignment"], path)})
+    values["assignment"] = unpack_assignment(payload["assignment"], path)
+    return TrainState(**values | {"midway": _unpack_midway(payload["midway"], path)})
 
 
 def check_recipe(saved: dict[str, object], wanted: dict[str, object], *, ignore: tuple[str, ...] = ()) -> None:
@@ -220,107 +272,41 @@ def _in_our_schema(payload: object) -> object:
     return payload if later.keys() & payload.keys() else payload | later | {"schema": SCHEMA}
 
 
-# What an assignment may be made of beside its labels; only the proxies are always there.
-_PARTS: dict[str, Any] = {
-    "proxies": Proxies,
-    "instances": Instances,
-    "consensus": Consensus,
-    "camera_proxies": CameraProxies,
-}
-
-
-def _pack(assignment: Assignment | None) -> dict[str, Any] | None:
-    """An assignment as plain values, arrays as tensors."""
-    if assignment is None:
+def _pack_midway(midway: Midway | None) -> dict[str, Any] | None:
+    """What an epoch under way needs, as plain values."""
+    if midway is None:
         return None
-    packed = {"epoch": assignment.epoch, "stats": dict(assignment.stats), "labels": torch.tensor(assignment.labels)}
-    for part, kind in _PARTS.items():
-        value = getattr(assignment, part)
-        if value is not None:
-            packed[part] = {name.name: torch.tensor(getattr(value, name.name)) for name in fields(kind)}
-    return packed
+    packed = {name.name: getattr(midway, name.name) for name in fields(midway)}
+    return packed | {
+        "assignment": pack_assignment(midway.assignment),
+        "seconds": dict(midway.seconds),
+        "untrained": pack_report(midway.untrained),
+    }
 
 
-def _unpack(packed: Any, path: Path) -> Assignment | None:
-    """What `_pack` made of an assignment, as one again.
+def _unpack_midway(packed: Any, path: Path) -> Midway | None:
+    """What `_pack_midway` made, as it was.
 
     Raises:
-        CheckpointError: parts that are missing, of another kind, or do not belong together.
+        CheckpointError: parts that are missing or do not belong together.
     """
     if packed is None:
         return None
     try:
-        parts = {
-            part: kind(**{name: tensor.numpy() for name, tensor in packed[part].items()})
-            for part, kind in _PARTS.items()
-            if part in packed
-        }
-        assignment = Assignment(packed["epoch"], packed["labels"].numpy(), stats=packed["stats"], **parts)
-        whole = _is_whole(assignment)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        assignment = unpack_assignment(packed["assignment"], path)
+        midway = Midway(**packed | {"assignment": assignment, "untrained": unpack_report(packed["untrained"])})
+        whole = assignment is not None and midway.step > 0 and midway.losses.shape[1:] == (midway.step, 5)
+    except (AttributeError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:
         raise CheckpointError(
             expected(
-                f"a whole assignment at {path}",
-                "labels and proxies that do not belong together",
-                "resume from an older checkpoint or start a new run",
+                f"the whole of an epoch under way at {path}",
+                "parts that are missing or do not belong together",
+                "remove this checkpoint: the run then goes on from the end of the epoch before",
             )
         )
-    return assignment
-
-
-def _is_whole(assignment: Assignment) -> bool:
-    """Whether labels, proxies and the images that they are belong together."""
-    labels, proxies = assignment.labels, assignment.proxies
-    clusters, dim = proxies.inter.shape
-    tables = [proxies.inter, proxies.intra, proxies.cluster_sums]
-    images = [proxies.inter_image, proxies.intra_image]
-    shown, told, seen = assignment.instances, assignment.consensus, assignment.camera_proxies
-    return bool(
-        all((table.dtype.name, table.shape) == ("float32", (clusters, dim)) for table in tables)
-        and all((image.dtype.name, image.shape) == ("int64", (clusters,)) for image in images)
-        and (labels.dtype.name, labels.ndim) == ("int64", 1)
-        and labels.min() >= NOISE
-        and labels.max() == clusters - 1
-        and all(image.min() >= 0 and image.max() < len(labels) for image in images)
-        and (shown is None or _are_members(shown, labels, clusters, dim))
-        and (told is None or _fits(told, len(labels), clusters))
-        and (seen is None or _are_seen(seen, labels, dim))
-    )
-
-
-def _are_members(shown: Instances, labels: ndarray, clusters: int, dim: int) -> bool:
-    """Whether the instances are members of their clusters."""
-    images = shown.images
-    return bool(
-        (images.dtype.name, images.ndim, len(images)) == ("int64", 2, clusters)
-        and (shown.rows.dtype.name, shown.rows.shape) == ("float32", (len(np.unique(images)), dim))
-        and (labels[images] == np.arange(clusters)[:, None]).all()
-    )
-
-
-def _are_seen(seen: CameraProxies, labels: ndarray, dim: int) -> bool:
-    """Whether camera proxies are those of the images of these clusters."""
-    count, clustered = len(seen.rows), labels != NOISE
-    return bool(
-        (seen.rows.dtype.name, seen.rows.shape) == ("float32", (count, dim))
-        and all((one.dtype.name, one.shape) == ("int64", (count,)) for one in (seen.clusters, seen.cameras))
-        and (seen.of_image.dtype.name, seen.of_image.shape) == ("int64", labels.shape)
-        and (seen.of_image[~clustered] == NOISE).all()
-        and seen.of_image[clustered].min() >= 0
-        and (seen.clusters[seen.of_image[clustered]] == labels[clustered]).all()
-    )
-
-
-def _fits(told: Consensus, images: int, clusters: int) -> bool:
-    """Whether a consensus speaks of these images and clusters."""
-    return bool(
-        (told.clusters.dtype.name, told.clusters.ndim, len(told.clusters)) == ("int32", 2, images)
-        and (told.shares.dtype.name, told.shares.shape) == ("float32", told.clusters.shape)
-        and told.clusters.min() >= EMPTY
-        and told.clusters.max() < clusters
-    )
+    return midway
 
 
 def _check_plain(value: object, place: str) -> None:

@@ -26,7 +26,7 @@ from tests.toy import toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-EPOCHS, STEPS, EVERY = 2, 60, 10
+EPOCHS, STEPS, EVERY = 2, 30, 5
 RUN: dict[str, Any] = {"epochs": EPOCHS, "sampling__steps": STEPS, "scale__workers": 2, "eval_every": 1}
 NOTE = r"note: goes on within epoch (\d+), after step (\d+)"
 
@@ -66,13 +66,14 @@ class Killer(threading.Thread):
         self._folder, self.killed, self.newest = folder, None, ""
 
     def run(self) -> None:
-        if wait_until(lambda: find_midway(str(self._folder), 1), 120):
+        if wait_until(lambda: find_midway(str(self._folder), 1), 240):
             self.killed = ranks_here()[-1].pid
             os.kill(self.killed, signal.SIGKILL)
             time.sleep(0.5)  # rank 0 may be about to write one; a new group takes longer than this
             self.newest = find_midway(str(self._folder), 1)
 
 
+@pytest.mark.timeout(600)  # the run that nobody disturbs, and one that begins twice
 def test_a_run_whose_worker_is_killed_within_an_epoch_goes_on_from_the_step(
     ray_cluster, toy_shards, runs, unbroken, capsys
 ):

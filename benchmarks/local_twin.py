@@ -50,6 +50,7 @@ def learn(
     reporter: Callable[[EpochReport, TrainState], None] = lambda report, state: None,
     state: TrainState | None = None,
     kind: Callable[..., local.DirectRelator] = local.DirectRelator,
+    keeper: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
     """Trains `config` in this process with the threads that one Ray worker would have; `kind` makes the relator."""
     torch.set_num_threads(config.scale.worker_threads)
@@ -87,6 +88,7 @@ def learn(
         decode_threads=config.scale.decode_threads,
         seed=config.seed,
         reporter=reporter,
+        keeper=keeper,
         **lesson.fit,
     )
 

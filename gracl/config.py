@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from gracl.errors import expected
 from gracl.sections import (
+    Checkpoints,
     Count,
     Crew,
     Data,
@@ -55,6 +56,7 @@ class TrainConfig(Section):
     loss: Loss = Loss()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
+    checkpoint: Checkpoints = Checkpoints()
     epochs: Positive = Field(50, description="epochs in all, those before a resume counted")
     eval_every: Positive = Field(10, description="epochs between evaluations; the last epoch is always evaluated")
     eval_untrained: bool = Field(True, description="evaluate before the first epoch too")
@@ -258,7 +260,7 @@ class TrainConfig(Section):
     def recipe(self) -> dict[str, Any]:
         """The settings that decide what is learnt: a run can be resumed only with the same ones."""
         apart: tuple[str, ...] = ("scale.", "tracking.", "runs", "name", "epochs", "data.root", "data.cache")
-        apart += ("eval_", "review_every", "start")
+        apart += ("eval_", "review_every", "start", "checkpoint.")
         # Neighbour tables do not depend on who finds them, nor what is learnt on where the first weights lay.
         apart += ("relations.backend", "relations.block_rows", "relations.shards", "encoder.weights")
         recipe = {name: value for name, value in self.flat().items() if not name.startswith(apart)}

@@ -146,7 +146,7 @@ def fit(
         camera_balanced: companions from other cameras where possible.
         relator: who makes labels and proxies; default: `relate` on the features of the train split.
         options: `epochs`, `eval_every`, `eval_untrained`, `eval_stability`, `precision`, `clip_norm`, `overlap`,
-            `teacher_decay` of `learning.fit.fit`.
+            `teacher_decay`, `every_steps`, `every_minutes`, `keeper` of `learning.fit.fit`.
 
     Returns:
         The state after the last epoch.

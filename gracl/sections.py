@@ -240,6 +240,15 @@ class Schedule(Section):
     decay_factor: float = Field(0.1, gt=0, le=1, description="the rate is multiplied by this at each decay")
 
 
+class Checkpoints(Section):
+    """Checkpoints within an epoch, for epochs that last hours; one at each epoch's end is always kept."""
+
+    every_steps: Count = Field(0, description="steps of an epoch from one checkpoint within it to the next; 0: none")
+    every_minutes: float = Field(
+        0.0, ge=0, description="minutes from a checkpoint to the next one within an epoch, scan included; 0: none"
+    )
+
+
 class Crew(Section):
     """How many describe or learn at a time, and what each of them reserves."""
 

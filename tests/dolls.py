@@ -72,7 +72,7 @@ class Dolls:
         self.calls.append(f"scan {split}")
         yield Batch(0, 0, np.arange(IMAGES), pixels(IMAGES))
 
-    def picks(self, plan: Plan) -> Iterator[Batch]:
+    def picks(self, plan: Plan, first: int = 0) -> Iterator[Batch]:
         self.calls.append(f"train {plan.epoch}")
         self._training(plan.epoch)
         yield Batch(0, plan.epoch, plan.tickets[0], pixels(IMAGES, seed=plan.epoch))

@@ -57,9 +57,9 @@ class MappedBatches:
         plan = scan_plan(self.images(split), self._scan_batch)
         return self._load(share_tickets(self._stores[split].read, plan, **self._share), self._eval_view, seed=None)
 
-    def picks(self, plan: Plan) -> Iterator[Batch]:
-        """This rank's share of a plan, seen as training images."""
-        tickets = share_tickets(self._stores[self._train].read, plan, **self._share)
+    def picks(self, plan: Plan, first: int = 0) -> Iterator[Batch]:
+        """This rank's share of a plan from its ticket `first` on, seen as training images."""
+        tickets = share_tickets(self._stores[self._train].read, plan, **self._share, first=first)
         return self._load(tickets, self._train_view, seed=self._seed)
 
     def again(self, epoch: int) -> Iterator[Batch]:

@@ -48,7 +48,12 @@ class Ticket:
 
 
 def share_tickets(
-    read: Callable[[Int64[ndarray, "rows"]], Sequence[Encoded]], plan: Plan, *, rank: int = 0, ranks: int = 1
+    read: Callable[[Int64[ndarray, "rows"]], Sequence[Encoded]],
+    plan: Plan,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    first: int = 0,
 ) -> Iterator[Ticket]:
     """Cuts one rank's share out of a plan and fetches its bytes, ticket by ticket, as they are asked for.
 
@@ -57,10 +62,11 @@ def share_tickets(
         plan: of all ranks together.
         rank: whose share, 0 to `ranks - 1`.
         ranks: that share the plan; they must divide its batch.
+        first: the ticket to begin with; those before are not read.
     """
     if not 0 <= rank < ranks:
         raise ValueError(expected(f"a rank from 0 to {ranks - 1}", rank, "check rank and ranks"))
-    return _share_tickets(read, plan, plan.share(rank, ranks), rank)
+    return _share_tickets(read, plan, plan.share(rank, ranks), rank, first)
 
 
 def _share_tickets(
@@ -68,8 +74,9 @@ def _share_tickets(
     plan: Plan,
     share: Int64[ndarray, "tickets part"],
     rank: int,
+    first: int,
 ) -> Iterator[Ticket]:
-    for number, indices in enumerate(share):
+    for number, indices in enumerate(share[first:], first):
         wanted = indices[indices != EMPTY]
         yield Ticket(
             ticket=number,

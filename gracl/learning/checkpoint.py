@@ -1,8 +1,9 @@
-"""What a run leaves at an epoch's end: written whole or not at all, read back or refused.
+"""What a run leaves at an epoch's end, and on the way: written whole or not at all, read back or refused.
 
 An epoch depends on weights, optimizer and epoch number alone (architecture.md 5.11), so that is what is saved, with the
 teacher's weights where there is one. Banks, labels and generators are not: the next epoch makes its own. Only where
-labels are one epoch old (docs/decisions/0012-overlap) are those saved which the next epoch will learn.
+labels are one epoch old (docs/decisions/0012-overlap) are those saved which the next epoch will learn. A state from
+within an epoch (docs/decisions/0023) has what the rest of that epoch needs beside, as its `midway`.
 """
 
 import os
@@ -14,25 +15,54 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 from gracl.errors import CheckpointError, StorageError, expected
 from gracl.learning.claims import check_kinds, described
 from gracl.learning.encoder import Encoder, load_exactly
-from gracl.learning.packing import pack, unpack
+from gracl.learning.packing import pack_assignment, pack_report, unpack_assignment, unpack_report
 from gracl.learning.plain_files import load_plain
-from gracl.types import Assignment
+from gracl.types import Assignment, RetrievalReport
 
 STATE_FILE = "state.pt"
-SCHEMA = 3
+SCHEMA = 4
 # What the files of older schemas do not have.
-SINCE = {2: {"assignment": None}, 3: {"teacher": None}}
+SINCE = {2: {"assignment": None}, 3: {"teacher": None}, 4: {"midway": None}}
 ABSENT = "absent"
 
 
 @dataclass(frozen=True)
+class Midway:
+    """What the rest of an epoch needs beside weights and optimizer, and what its report will tell.
+
+    Attributes:
+        step: steps of the epoch that were taken, from 1.
+        assignment: what the epoch learns.
+        moved: `Criterion.moved()` after that step.
+        losses: what `train_epoch` has of each of these steps, on each rank.
+        seconds: by phase, of the epoch so far.
+        untrained: how the first weights were judged, where this epoch is to tell it.
+    """
+
+    step: int
+    assignment: Assignment
+    moved: dict[str, Tensor]
+    losses: Float32[Tensor, "ranks steps 5"]
+    seconds: dict[str, float]
+    untrained: RetrievalReport | None = None
+
+    def rows(self, rank: int, ranks: int, device: torch.device) -> list[Tensor]:
+        """The losses of a rank, step by step; where there were other ranks, the mean over those."""
+        mine = self.losses[rank] if len(self.losses) == ranks else self.losses.mean(0)
+        return list(mine.to(device))
+
+
+@dataclass(frozen=True)
 class TrainState:
-    """A run at the end of an epoch. Tensors apart, every value is plain (None, bool, int, float, str, list, dict).
+    """A run at the end of an epoch, or within one.
+
+    Tensors apart, every value is plain (None, bool, int, float, str, list, dict).
 
     Attributes:
         epoch: epochs completed; also the number of the next one, counted from 0.
@@ -46,6 +76,7 @@ class TrainState:
         history: the figures of every epoch completed, by name.
         assignment: what the next epoch learns, made of the scan of the last one; None where it makes its own.
         teacher: state dict of the teacher, which then is the model to use; None where there is none.
+        midway: how far the next epoch is, and `assignment` is then for the one after it; None at an epoch's end.
     """
 
     epoch: int
@@ -59,6 +90,7 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
     assignment: Assignment | None = None
     teacher: dict[str, Any] | None = None
+    midway: Midway | None = None
 
     @staticmethod
     def fresh(encoder: Encoder, recipe: Mapping[str, object], *, height: int, width: int) -> "TrainState":
@@ -105,6 +137,26 @@ class TrainState:
             history=[*self.history, figures],
             assignment=assignment,
             teacher=teacher.state_dict() if teacher else None,
+            midway=None,
+        )
+
+    def within(
+        self,
+        midway: Midway,
+        *,
+        encoder: Encoder,
+        optimizer: torch.optim.Optimizer,
+        assignment: Assignment | None = None,
+        teacher: Encoder | None = None,
+    ) -> "TrainState":
+        """The state some steps later, as many epochs done as before. Tensors are no copies, as in `after`."""
+        return replace(
+            self,
+            model=encoder.state_dict(),
+            optimizer=optimizer.state_dict(),
+            assignment=assignment,
+            teacher=teacher.state_dict() if teacher else None,
+            midway=midway,
         )
 
 
@@ -118,7 +170,7 @@ def save_state(state: TrainState, folder: str | Path) -> Path:
         StorageError: the disk is full, read-only or gone; what was there before still is.
     """
     payload = {"schema": SCHEMA} | {name.name: getattr(state, name.name) for name in fields(state)}
-    payload["assignment"] = pack(state.assignment)
+    payload["assignment"], payload["midway"] = pack_assignment(state.assignment), _pack_midway(state.midway)
     _check_plain(payload, "state")
     target = Path(folder) / STATE_FILE
     try:
@@ -167,7 +219,8 @@ def load_state(folder: str | Path) -> TrainState:
         )
     values = {name: payload[name] for name in names}
     check_kinds(values, path)
-    return TrainState(**values | {"assignment": unpack(payload["assignment"], path)})
+    values["assignment"] = unpack_assignment(payload["assignment"], path)
+    return TrainState(**values | {"midway": _unpack_midway(payload["midway"], path)})
 
 
 def check_recipe(saved: dict[str, object], wanted: dict[str, object], *, ignore: tuple[str, ...] = ()) -> None:
@@ -232,6 +285,43 @@ def _in_our_schema(payload: object) -> object:
         return payload
     later = {name: value for since, added in SINCE.items() if since > schema for name, value in added.items()}
     return payload if later.keys() & payload.keys() else payload | later | {"schema": SCHEMA}
+
+
+def _pack_midway(midway: Midway | None) -> dict[str, Any] | None:
+    """What an epoch under way needs, as plain values."""
+    if midway is None:
+        return None
+    packed = {name.name: getattr(midway, name.name) for name in fields(midway)}
+    return packed | {
+        "assignment": pack_assignment(midway.assignment),
+        "seconds": dict(midway.seconds),
+        "untrained": pack_report(midway.untrained),
+    }
+
+
+def _unpack_midway(packed: Any, path: Path) -> Midway | None:
+    """What `_pack_midway` made, as it was.
+
+    Raises:
+        CheckpointError: parts that are missing or do not belong together.
+    """
+    if packed is None:
+        return None
+    try:
+        assignment = unpack_assignment(packed["assignment"], path)
+        midway = Midway(**packed | {"assignment": assignment, "untrained": unpack_report(packed["untrained"])})
+        whole = assignment is not None and midway.step > 0 and midway.losses.shape[1:] == (midway.step, 5)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise CheckpointError(
+            expected(
+                f"the whole of an epoch under way at {path}",
+                "parts that are missing or do not belong together",
+                "remove this checkpoint: the run then goes on from the end of the epoch before",
+            )
+        )
+    return midway
 
 
 def _check_plain(value: object, place: str) -> None:

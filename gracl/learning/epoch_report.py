@@ -12,13 +12,14 @@ from gracl.types import Assignment, EpochReport, Plan, RetrievalReport
 class Clock:
     """Seconds by phase of one epoch, 0 for a phase that did not take place.
 
-    What was spent on reporting the epoch before it is this epoch's phase `keep`; `relate` is the waiting for labels,
-    before the training or (with `overlap`) after it.
+    What was spent on reporting the epoch before it, and on states within it, is this epoch's phase `keep`; `relate` is
+    the waiting for labels, before the training or (with `overlap`) after it.
     """
 
     def __init__(self) -> None:
         self.started = self.last = time.perf_counter()
         self.seconds = dict.fromkeys(("keep", "scan", "relate", "plan", "train", "judge", "epoch"), 0.0)
+        self._before = 0.0
 
     def next(self) -> "Clock":
         """The clock of the next epoch, which begins where the last lap of this one ended."""
@@ -31,7 +32,12 @@ class Clock:
         """Everything since the last lap belongs to `phase`, beside what belongs to it already."""
         now = time.perf_counter()
         self.seconds[phase] += now - self.last
-        self.last, self.seconds["epoch"] = now, now - self.started
+        self.last, self.seconds["epoch"] = now, self._before + now - self.started
+
+    def take_up(self, seconds: dict[str, float]) -> None:
+        """The epoch was begun by another process, which had taken so long in each phase."""
+        self.seconds = {phase: spent + seconds[phase] for phase, spent in self.seconds.items()}
+        self._before = seconds["epoch"]
 
 
 def describe_epoch(

@@ -3,16 +3,16 @@
 An epoch of GRACL is four lines: scan the images into features, relate the features into labels and proxies, plan which
 image is learnt when, pick and train. They are written here once; `gracl.local` and `gracl.runtime` bring the ports.
 An epoch starts from weights (those of a teacher too, where there is one), optimizer and epoch number alone (with
-`overlap` also from the assignment that is one epoch old), so a crash costs at most the epoch under way.
+`overlap` also from the assignment that is one epoch old), so a crash costs at most the epoch under way, and less where
+`midway.py` keeps states within it.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from gracl.errors import NonFiniteLoss, expected
+from gracl.learning.answers import ask, settled
 from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
 from gracl.learning.epoch_report import Clock, describe_epoch
 from gracl.learning.losses import Criterion
+from gracl.learning.midway import Keeper, Kept, MidwayKeeper
 from gracl.learning.optim import load_optimizer, set_rate
 from gracl.learning.teacher import Teacher
 from gracl.types import IMAGENET_MEAN, IMAGENET_STD, Assignment, Batch, EpochReport, FeatureTable, Plan, RetrievalReport
@@ -42,8 +44,8 @@ class Batches(Protocol):
         """This rank's share of a split, every image once, seen plainly."""
         ...
 
-    def picks(self, plan: Plan) -> Iterator[Batch]:
-        """This rank's share of a plan, seen as training images."""
+    def picks(self, plan: Plan, first: int = 0) -> Iterator[Batch]:
+        """This rank's share of a plan from its ticket `first` on, seen as training images."""
         ...
 
     def again(self, epoch: int) -> Iterator[Batch]:
@@ -128,13 +130,16 @@ def fit(
     clip_norm: float = 0.0,
     overlap: bool = False,
     teacher_decay: float = 0.0,
+    every_steps: int = 0,
+    every_minutes: float = 0.0,
+    keeper: Keeper = lambda state: None,
 ) -> TrainState:
-    """Trains from `state` (whose weights are loaded here when it has seen an epoch) until `epochs` are done.
+    """Trains from `state` (whose weights are loaded here when it has taken a step) until `epochs` are done.
 
     Longer than our rule for functions because it is the page on which the method is read.
 
     Args:
-        state: where to start; `state.epoch` epochs are done already.
+        state: where to start; `state.epoch` epochs are done already, and the steps of `state.midway`.
         planner: (epoch, labels) -> plan; pure, so that every rank plans the same.
         rate: epoch -> learning rate.
         reporter: called once an epoch with its report and the state to keep.
@@ -148,6 +153,7 @@ def fit(
             there is none (the first epoch; the first of a run that was done and is made longer) the epoch relates
             first and waits, as without it. The last epoch makes neither scan nor relation: both phases took 0 seconds.
         teacher_decay: of a `Teacher`, which then is scanned with, judged and kept beside the encoder; 0 for none.
+        every_steps, every_minutes, keeper: who is given the state within epochs, and how often, see `MidwayKeeper`.
 
     Returns:
         The state after the last epoch.
@@ -158,7 +164,7 @@ def fit(
     """
     device = next(encoder.parameters()).device
     casting = autocast(device, precision)
-    if state.epoch:
+    if state.model:
         encoder.load_state_dict(state.model)
         load_optimizer(optimizer, state.optimizer)
     teacher = Teacher(encoder, teacher_decay) if teacher_decay else None
@@ -173,19 +179,24 @@ def fit(
     def judge(epoch: int) -> RetrievalReport:
         return relator.judge(epoch, describe(splits.query, "query"), describe(splits.gallery, "gallery"))
 
-    untrained = judge(0) if judged and eval_untrained and not state.epoch else None
+    untrained = judge(0) if judged and eval_untrained and not state.model else None
     learner, clock = ranks.parallel(encoder), Clock()
+    members: dict[str, Any] = {"encoder": encoder, "criterion": criterion, "optimizer": optimizer, "teacher": teacher}
+    midway = MidwayKeeper(keeper, every_steps, every_minutes, gather=ranks.gather, **members)
     for epoch in range(state.epoch, epochs):
         clock = clock.next()
         set_rate(optimizer, rate(epoch))
-        assignment, answer = state.assignment if overlap else None, None
-        if assignment is None or epoch + 1 < epochs:  # else nobody would learn from it
+        assignment, answer, begun = state.assignment if overlap else None, None, state.midway
+        if begun:
+            assignment, answer, untrained = begun.assignment, settled(state.assignment), begun.untrained
+            clock.take_up(begun.seconds)
+        elif assignment is None or epoch + 1 < epochs:  # else nobody would learn from it
             part = describe(splits.train, "scan")
             clock.lap("scan")
-            answer = ask(relator, epoch, part, wait=assignment is None)
+            answer = ask(relator.relate, epoch, part, wait=assignment is None)
             assignment = assignment or answer.result()
         clock.lap("relate")
-        if eval_stability and ((epoch + 1) % eval_stability == 0 or epoch + 1 == epochs):
+        if eval_stability and not begun and ((epoch + 1) % eval_stability == 0 or epoch + 1 == epochs):
             seen = watched(progress, "scan again", batches.images(splits.train), ranks.size)
             part = encode(model, batches.again(epoch), casting, seen)
             clock.lap("scan")
@@ -194,18 +205,22 @@ def fit(
             clock.lap("relate")
         plan = planner(epoch, assignment.labels)
         criterion.begin_epoch(assignment, device)
+        if begun:
+            criterion.take_up(begun.moved)
         clock.lap("plan")
         losses = train_epoch(
             learner,
             criterion,
             optimizer,
-            batches.picks(plan),
+            batches.picks(plan, begun.step if begun else 0),
             torch.from_numpy(plan.tickets).to(device),
             ranks,
             casting,
             clip_norm,
             progress,
             partial(teacher.follow, encoder, epoch * len(plan.tickets)) if teacher else None,
+            begun.rows(ranks.rank, ranks.size, device) if begun else (),
+            midway.of(state, clock, assignment, answer if overlap else None, untrained),
         )
         ranks.share_buffers(encoder)
         if teacher:
@@ -228,22 +243,6 @@ def fit(
     return state
 
 
-def ask(relator: Relator, epoch: int, part: FeatureTable, *, wait: bool) -> "Future[Assignment]":
-    """The relation of a scan: there when this returns, or (without `wait`) under way in a thread of its own.
-
-    The thread ends with its answer, whether anybody still waits for it or not: after an error in the training nobody
-    does but Python, at its own end (a daemon would be killed there in the midst of compiled code, and abort).
-    """
-    if wait:
-        answer: Future[Assignment] = Future()
-        answer.set_result(relator.relate(epoch, part))
-        return answer
-    thread = ThreadPoolExecutor(1, thread_name_prefix=f"relate-{epoch}")
-    answer = thread.submit(relator.relate, epoch, part)
-    thread.shutdown(wait=False)
-    return answer
-
-
 def train_epoch(
     learner: nn.Module,
     criterion: Criterion,
@@ -255,11 +254,14 @@ def train_epoch(
     clip_norm: float,
     progress: Progress,
     stepped: Callable[[int], None] | None = None,
+    taken: Sequence[Float32[Tensor, "5"]] = (),
+    kept: Kept | None = None,
 ) -> Float[Tensor, "steps 5"]:
     """One pass over the plan: pick, pull to the proxies, step, move the proxies.
 
     `tickets` are those of the whole plan, so each rank knows the others' images without asking.
-    `stepped` is told the number of each step once it has been taken.
+    `stepped` is told the number of each step once it has been taken. `taken` are the rows of the steps that were taken
+    before, with which `picks` must not begin again; `kept` is called at the end of each step.
 
     Returns:
         Loss, inter-ID, intra-ID, instance and camera term of each step, the mean over the ranks.
@@ -268,7 +270,7 @@ def train_epoch(
     device, parameters = tickets.device, [weight for weight in learner.parameters() if weight.requires_grad]
     steps, part = tickets.shape[0], tickets.shape[1] // ranks.size
     mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
-    rows: list[Tensor] = []
+    rows = list(taken)
     for batch in picks:
         pictures = to_device(batch, device)
         with casting:
@@ -293,6 +295,8 @@ def train_epoch(
         criterion.update(ranks.gather(features.detach()), tickets[batch.ticket])
         rows.append(torch.stack([terms.loss, terms.inter, terms.intra, terms.instance, terms.camera]).detach())
         progress("train", len(rows), steps)
+        if kept:
+            kept(rows, steps)
     if len(rows) != steps:
         raise RuntimeError(f"our mistake: the plan has {steps} steps, {len(rows)} came")
     return ranks.average(torch.stack(rows))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from gracl.errors import ConfigError, expected
+from gracl.errors import CheckpointError, ConfigError, expected
 from gracl.learning.banks import Bank, Clusters, InterChoice, IntraChoice, Start, Update
 from gracl.learning.camera_bank import CameraBank
 from gracl.learning.instances import InstanceBank
@@ -50,6 +50,14 @@ class Criterion(Protocol):
 
     def update(self, features: Float[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> None:
         """After the step, with the features and images of all ranks in the order of the global batch."""
+        ...
+
+    def moved(self) -> dict[str, Tensor]:
+        """What `update` has changed since `begin_epoch`, by name; no copies."""
+        ...
+
+    def take_up(self, moved: dict[str, Tensor]) -> None:
+        """After `begin_epoch`: goes on from what `moved` told in another process."""
         ...
 
 
@@ -191,6 +199,26 @@ class ProxyContrast:
             self._instances.follow(features, images)
         if self._cameras:
             self._cameras.follow(features, images)
+
+    def moved(self) -> dict[str, Tensor]:
+        """The rows of all banks; all else is as `begin_epoch` made it."""
+        banks = {"inter": self._inter, "intra": self._intra, "instances": self._instances, "cameras": self._cameras}
+        return {name: bank.rows for name, bank in banks.items() if bank}
+
+    def take_up(self, moved: dict[str, Tensor]) -> None:
+        """Gives all banks the rows that `moved` told.
+
+        Raises:
+            CheckpointError: other banks, or rows of another shape.
+        """
+        mine = self.moved()
+        shapes, came = ({name: tuple(rows.shape) for name, rows in banks.items()} for banks in (mine, moved))
+        if shapes != came:
+            raise CheckpointError(
+                expected(f"banks of {shapes}", came, "resume with the settings that the epoch was begun with")
+            )
+        for name, rows in mine.items():
+            rows.copy_(moved[name])
 
     def _labels_of(self, images: Int64[Tensor, "batch"]) -> Int64[Tensor, "batch"]:
         """The clusters of images; refuses to work without banks."""

@@ -1,4 +1,4 @@
-"""Labels and proxies as plain values, as a checkpoint holds them; on the way back what belongs together is tested."""
+"""What a checkpoint holds of labels, proxies and reports: plain values, arrays as tensors."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from numpy import ndarray
 
 from gracl.errors import CheckpointError, expected
-from gracl.types import EMPTY, NOISE, Assignment, CameraProxies, Consensus, Instances, Proxies
+from gracl.types import EMPTY, NOISE, Assignment, CameraProxies, Consensus, Instances, Proxies, RetrievalReport
 
 # What an assignment may be made of beside its labels; only the proxies are always there.
 _PARTS: dict[str, Any] = {
@@ -20,7 +20,7 @@ _PARTS: dict[str, Any] = {
 }
 
 
-def pack(assignment: Assignment | None) -> dict[str, Any] | None:
+def pack_assignment(assignment: Assignment | None) -> dict[str, Any] | None:
     """An assignment as plain values, arrays as tensors."""
     if assignment is None:
         return None
@@ -32,8 +32,8 @@ def pack(assignment: Assignment | None) -> dict[str, Any] | None:
     return packed
 
 
-def unpack(packed: Any, path: Path) -> Assignment | None:
-    """What `pack` made of an assignment, as one again.
+def unpack_assignment(packed: Any, path: Path) -> Assignment | None:
+    """What `pack_assignment` made of an assignment, as one again.
 
     Raises:
         CheckpointError: parts that are missing, of another kind, or do not belong together.
@@ -112,3 +112,19 @@ def _fits(told: Consensus, images: int, clusters: int) -> bool:
         and told.clusters.min() >= EMPTY
         and told.clusters.max() < clusters
     )
+
+
+def pack_report(report: RetrievalReport | None) -> dict[str, Any] | None:
+    """A report as plain values, arrays as tensors."""
+    if report is None:
+        return None
+    values = {name.name: getattr(report, name.name) for name in fields(report)}
+    return {name: torch.tensor(value) if isinstance(value, ndarray) else value for name, value in values.items()}
+
+
+def unpack_report(packed: dict[str, Any] | None) -> RetrievalReport | None:
+    """What `pack_report` made of a report, as one again."""
+    if packed is None:
+        return None
+    arrays = {name: value.numpy() for name, value in packed.items() if isinstance(value, torch.Tensor)}
+    return RetrievalReport(**packed | arrays)

@@ -19,12 +19,16 @@ from gracl.types import Plan
 
 @dataclass(frozen=True)
 class Reading:
-    """One pass of all `ranks` over a plan. `number` counts the readings, so that no two can be mixed."""
+    """One pass of all `ranks` over a plan, from its ticket `first` on.
+
+    `number` counts the readings, so that no two can be mixed.
+    """
 
     number: int
     split: str
     plan: Plan
     ranks: int
+    first: int = 0
 
 
 class Board:
@@ -34,6 +38,7 @@ class Board:
         self._reading: Reading | None = None
         self._progress: tuple[str, int, int] = ("start", 0, 0)
         self._epochs: list[dict[str, float]] = []
+        self._notes: list[str] = []
         self._refusal: GraclError | None = None
 
     def post(self, reading: Reading) -> None:
@@ -52,6 +57,10 @@ class Board:
         """Rank 0 says what an epoch has done."""
         self._epochs.append(metrics)
 
+    def note(self, words: str) -> None:
+        """Rank 0 says something that the user is to hear of."""
+        self._notes.append(words)
+
     def refuse(self, error: GraclError) -> None:
         """A rank says why the run cannot go on, however often it were restarted. The first reason stays."""
         self._refusal = self._refusal or error
@@ -63,6 +72,10 @@ class Board:
     def look(self, seen: int) -> tuple[tuple[str, int, int], list[dict[str, float]]]:
         """The present progress, and the epochs after the first `seen`."""
         return self._progress, self._epochs[seen:]
+
+    def notes(self, heard: int) -> list[str]:
+        """What was said, after the first `heard`."""
+        return self._notes[heard:]
 
 
 def open_board() -> Any:

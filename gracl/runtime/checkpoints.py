@@ -12,7 +12,25 @@ from gracl.learning.encoder import Encoder
 
 
 def load_run_state(uri: str) -> TrainState:
-    """The state in a checkpoint's folder.
+    """The state at an epoch's end in a checkpoint's folder.
+
+    Raises:
+        CheckpointError: missing, torn, of another schema, or from within an epoch.
+    """
+    state = load_any_state(uri)
+    if state.midway is not None:
+        raise CheckpointError(
+            expected(
+                f"a checkpoint of the end of an epoch at {uri}",
+                f"one from within epoch {state.epoch + 1}, after step {state.midway.step}",
+                "name epoch-XXXX of the run; evaluate and extract also take this one, and its own run resumes from it",
+            )
+        )
+    return state
+
+
+def load_any_state(uri: str) -> TrainState:
+    """The state in a checkpoint's folder, whether from the end of an epoch or from within one.
 
     Raises:
         CheckpointError: missing, torn, or of another schema.

@@ -9,20 +9,33 @@ from gracl.learning.encoder import Encoder
 
 
 class TorchRanks:
-    """The `Ranks` port of `learning/fit.py`; with one rank nothing is sent anywhere."""
+    """The `Ranks` port of `learning/fit.py`; with one rank nothing is sent anywhere.
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    Args:
+        rank, size: of this process, and how many there are.
+        height, width: pixels of the images that the encoder will learn from.
+    """
+
+    def __init__(self, rank: int, size: int, *, height: int, width: int) -> None:
+        self.rank, self.size, self._view = rank, size, (height, width)
 
     def parallel(self, encoder: Encoder) -> nn.Module:
-        """The encoder in torch's data parallelism; buffers stay each rank's own until `share_buffers`."""
+        """The encoder in torch's data parallelism; buffers stay each rank's own until `share_buffers`.
+
+        torch packs gradients anew after the first backward pass, and where a number lies decides in which order three
+        ranks or more add it up. So that a resumed run adds as an unbroken one does, the first pass is one that nobody
+        learns from.
+        """
         if self.size == 1:
             return encoder
         device = next(encoder.parameters()).device
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(
+        learner = DistributedDataParallel(
             encoder, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        ).eval()  # running statistics stay
+        learner(torch.ones(2, 3, *self._view, device=device)).sum().backward()
+        encoder.zero_grad(set_to_none=True)
+        return learner
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, in order of rank."""

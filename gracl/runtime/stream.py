@@ -3,8 +3,9 @@
 One dataset serves the whole run. Its source is the plan itself: whenever the ranks begin to iterate, Ray Data asks
 `PlanSource` for its read tasks, and these are the present reading's tickets, cut for as many ranks as read it. A task
 fetches the *encoded* bytes of several tickets from the shards; the ranks decode and augment in threads (an image is
-eight times smaller on the way). One row is one rank's part of one ticket, so the equal split of Ray Train can drop or shorten nothing, and
-each row says which reading, ticket and rank it is for: a row that is not what the plan says is an error.
+eight times smaller on the way). One row is one rank's part of one ticket, so the equal split of Ray Train can drop or
+shorten nothing, and each row says which reading, ticket and rank it is for: a row that is not what the plan says is an
+error.
 
 Measured (docs/decisions/0003): few large blocks, and no second dataset for scans, since every dataset costs a
 coordinator process and every block about 20 ms.
@@ -76,7 +77,7 @@ class PlanSource(Datasource):
         size = max(1, min(BLOCK_TICKETS, int(BLOCK_BYTES / (self._image_bytes * batch / reading.ranks))))
         return [
             self._task(reading, rank, range(first, min(first + size, tickets)))
-            for first in range(0, tickets, size)
+            for first in range(reading.first, tickets, size)
             for rank in range(reading.ranks)
         ]
 
@@ -199,23 +200,23 @@ class StreamBatches:
         plan = scan_plan(self.images(split), self._scan_batch)
         return self._load(self._tickets(split, plan), self._eval_view, seed=None)
 
-    def picks(self, plan: Plan) -> Iterator[Batch]:
-        """This rank's share of a plan, seen as training images."""
-        return self._load(self._tickets(self._train, plan), self._train_view, seed=self._seed)
+    def picks(self, plan: Plan, first: int = 0) -> Iterator[Batch]:
+        """This rank's share of a plan from its ticket `first` on, seen as training images."""
+        return self._load(self._tickets(self._train, plan, first), self._train_view, seed=self._seed)
 
     def again(self, epoch: int) -> Iterator[Batch]:
         """This rank's share of the train split, every image once, seen as a training image of dice of its own."""
         plan = scan_plan(self.images(self._train), self._scan_batch, epoch=epoch)
         return self._load(self._tickets(self._train, plan), self._train_view, seed=seed_of_again(self._seed))
 
-    def _tickets(self, split: str, plan: Plan) -> Iterator[Ticket]:
+    def _tickets(self, split: str, plan: Plan, first: int = 0) -> Iterator[Ticket]:
         self._number += 1
         self._barrier()
         if self._rank == 0:
-            posted = self._board.post.remote(Reading(self._number, split, plan, self._ranks))
+            posted = self._board.post.remote(Reading(self._number, split, plan, self._ranks, first))
             answer_of(posted, "the board's answer", BOARD_S)
         self._barrier()
-        awaited, share = 0, plan.share(self._rank, self._ranks)
+        awaited, share = first, plan.share(self._rank, self._ranks)
         for block in self._blocks():
             for row in range(block.num_rows):
                 came = tuple(block[name][row].as_py() for name in ("reading", "ticket", "rank"))

@@ -158,14 +158,19 @@ def watching(board: Any, *, epochs: int, done: int, out: TextIO | None = None) -
 
 
 def _watch(board: Any, epochs: int, done: int, out: TextIO, stop: threading.Event) -> None:
-    meter, seen, started = Meter(out), 0, time.monotonic()
+    meter, seen, heard, started = Meter(out), 0, 0, time.monotonic()
     while not stop.wait(0.5):
         try:
-            (phase, count, total), news = ray.get(board.look.remote(seen), timeout=SECONDS_TO_LOOK)
+            asked = [board.look.remote(seen), board.notes.remote(heard)]
+            ((phase, count, total), news), notes = ray.get(asked, timeout=SECONDS_TO_LOOK)
         except ray.exceptions.GetTimeoutError:
             continue  # a machine that swaps: nothing to show now
         except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError):
             return  # the run is over or lost; its own error says so
+        for words in notes:
+            heard += 1
+            meter.clear()
+            out.write(f"note: {words}\n")
         for metrics in news:
             seen += 1
             meter.clear()

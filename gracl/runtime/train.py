@@ -19,6 +19,7 @@ from gracl.images.shards import ShardStore
 from gracl.learning.fit import Splits
 from gracl.locks import holding
 from gracl.runtime.board import open_board, refusal_on
+from gracl.runtime.midway import MidwayCallback
 from gracl.runtime.onlooker import PAGES, Onlooker, draw_last_page, onlooker_of
 from gracl.runtime.relation_actor import start_relation_actor
 from gracl.runtime.runs import PICTURE, Run, conclude, history_of, latest_epoch, prepare, record, register
@@ -155,7 +156,7 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="val/mAP" if config.data.query else None
             ),  # the best and, whatever its score, the last
-            callbacks=[MlflowCallback(uri, run_id), *callbacks],
+            callbacks=[MlflowCallback(uri, run_id), MidwayCallback(run.folder), *callbacks],
         ),
         **streamed(run, board),
     )
@@ -229,6 +230,7 @@ def describe_job(
         start=config.start,
         precision=config.relations.precision,
         wait_s=config.scale.wait_s,
+        folder=run.folder,
     )
 
 
@@ -249,6 +251,7 @@ def describe_lesson(config: TrainConfig, *, cameras: list[ray.ObjectRef] | None 
             "clip_norm": config.clip_norm,
             "overlap": config.relations.overlap,
             "teacher_decay": config.teacher_decay,
+            **config.checkpoint.options(),
         },
         seed=config.seed,
         cameras=cameras,

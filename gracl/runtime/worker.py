@@ -30,6 +30,7 @@ from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer, rate_factor
 from gracl.runtime.board import silent, throttled
 from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.midway import going_on, keep_midway
 from gracl.runtime.nodes import NodeMonitor
 from gracl.runtime.ranks import TorchRanks
 from gracl.runtime.relation_actor import RayRelator
@@ -77,7 +78,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a rank is told."""
+    """All that a rank is told; `folder` is the run's."""
 
     source: Source
     lesson: Lesson
@@ -90,6 +91,7 @@ class Job:
     start: str | None = None
     precision: str = "float32"
     wait_s: float = 14400.0
+    folder: str = ""
 
 
 def build(lesson: Lesson, device: torch.device) -> tuple[Encoder, ProxyContrast, torch.optim.Optimizer]:
@@ -131,7 +133,8 @@ def train_worker(job: Job) -> None:
 
 def _train(job: Job) -> None:
     context = ray.train.get_context()
-    ranks = TorchRanks(context.get_world_rank(), context.get_world_size())
+    view = {"height": job.source.height, "width": job.source.width}
+    ranks = TorchRanks(context.get_world_rank(), context.get_world_size(), **view)
     torch.set_num_threads(job.threads)
     device = ray.train.torch.get_device()
     state = resumed() or started(job)
@@ -143,7 +146,7 @@ def _train(job: Job) -> None:
     cameras = answer_of(seen[0], "the cameras of the train split", OBJECT_S) if seen else None
     monitor = NodeMonitor(f"node{context.get_node_rank()}") if context.get_local_rank() == 0 else None
     fit(
-        state or TrainState.fresh(encoder, job.recipe, height=job.source.height, width=job.source.width),
+        going_on(job.board, job.folder, state or TrainState.fresh(encoder, job.recipe, **view), ranks.rank),
         encoder=encoder,
         criterion=criterion,
         optimizer=optimizer,
@@ -161,6 +164,7 @@ def _train(job: Job) -> None:
         planner=plan_picks(job.lesson, cameras),
         rate=rate_at(job.lesson),
         reporter=partial(report_epoch, job.board, ranks.rank, partial(observed, monitor, ranks)),
+        keeper=partial(keep_midway, job.folder, ranks.rank),
         progress=progress,
         splits=job.splits,
         **job.lesson.fit,

@@ -26,3 +26,9 @@ class ClusterContrast:
         for row, label in zip(features, self.labels[images], strict=True):
             mixed = self.momentum * self.bank[label] + (1 - self.momentum) * row
             self.bank[label] = mixed / mixed.norm().clamp_min(1e-12)
+
+    def moved(self):
+        return {"bank": self.bank}
+
+    def take_up(self, moved):
+        self.bank = moved["bank"].clone()

@@ -134,6 +134,20 @@ def test_picks_are_the_tickets_of_the_plan_in_order_with_the_pixels_of_the_shard
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("ends", ["one_rank", "three_ranks"])
+@pytest.mark.parametrize("first", [1, 8, 19])
+def test_picks_from_a_ticket_on_are_the_rest_of_all_and_the_next_reading_is_whole(ends, first, toy_shards, request):
+    ends, plan = request.getfixturevalue(ends), toy_plan(len(ShardStore.open(toy_shards, "train")))
+
+    def rest(end: Any) -> Iterator[Batch]:
+        yield from end.picks(plan, first)
+        yield from end.picks(plan)
+
+    came, whole = ends.read(rest), ends.mapped(lambda end: end.picks(plan))
+    assert_same(came, [mine[first:] + mine for mine in whole])
+
+
+@pytest.mark.ray
 def test_readings_one_after_another_never_mix(three_ranks, toy_shards):
     images = len(ShardStore.open(toy_shards, "train"))
     first, second = toy_plan(images, epoch=1, steps=9), toy_plan(images, epoch=2, steps=2)

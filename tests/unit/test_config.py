@@ -16,7 +16,18 @@ from gracl.learning.optim import build_optimizer, rate_factor
 from gracl.relations.relate import relate
 from gracl.retrieval.expansion import expand
 from gracl.retrieval.reranking import reranked
-from gracl.sections import EncoderSection, Expansion, Loss, Optim, Relations, Reranking, Sampling, Schedule, Views
+from gracl.sections import (
+    Checkpoints,
+    EncoderSection,
+    Expansion,
+    Loss,
+    Optim,
+    Relations,
+    Reranking,
+    Sampling,
+    Schedule,
+    Views,
+)
 
 SECTIONS = [
     # section, the function it is unpacked into, arguments that come from elsewhere
@@ -60,13 +71,24 @@ def test_fit_takes_its_options_from_the_root_of_the_config():
     assert Relations.model_fields["overlap"].default == parameters["overlap"].default
 
 
+def test_fit_takes_when_to_keep_a_state_from_the_section_checkpoint():
+    parameters = inspect.signature(fit).parameters
+    assert Checkpoints().options() == {name: parameters[name].default for name in ("every_steps", "every_minutes")}
+
+
+@pytest.mark.parametrize("bad", [{"every_steps": -1}, {"every_minutes": -0.5}, {"every_steps": 1.5}])
+def test_checkpoints_within_an_epoch_cannot_be_asked_for_backwards(bad):
+    with pytest.raises(ValidationError):
+        Checkpoints(**bad)
+
+
 def test_stability_is_not_looked_at_on_labels_of_other_weights():
     with pytest.raises(ValidationError, match="eval_stability=0 with relations.overlap"):
         TrainConfig(data={"root": "x"}, relations={"overlap": True}, eval_stability=2)
 
 
 def test_what_is_looked_at_is_no_part_of_the_recipe():
-    looked = TrainConfig(data={"root": "x"}, eval_stability=2, review_every=3)
+    looked = TrainConfig(data={"root": "x"}, eval_stability=2, review_every=3, checkpoint={"every_steps": 9})
     assert looked.fingerprint() == TrainConfig(data={"root": "x"}).fingerprint()
 
 

@@ -46,3 +46,12 @@ def test_again_is_no_plain_view_and_has_dice_of_its_own(toy_shards):
     for name, other in others.items():
         same = [index for index in other if (other[index] == first[index]).all()]
         assert len(same) < len(other) / 10, name
+
+
+def test_picks_may_begin_at_any_ticket(toy_shards):
+    one, plan = batches(toy_shards), Plan(epoch=2, tickets=np.arange(48).reshape(4, 12))
+    whole = list(one.picks(plan))
+    for first in range(5):
+        rest = list(one.picks(plan, first))
+        assert [batch.ticket for batch in rest] == [0, 1, 2, 3][first:]
+        assert all((mine.images == other.images).all() for mine, other in zip(rest, whole[first:], strict=True))

@@ -181,3 +181,23 @@ def test_wrong_settings_and_torn_tickets_are_refused() -> None:
         share_tickets(read, plan, rank=2, ranks=2)
     with pytest.raises(ValueError, match="multiple of the number of workers"):
         share_tickets(read, plan, rank=0, ranks=3)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_from_a_ticket_on_nothing_before_it_is_read_or_decoded(rank: int) -> None:
+    labels = np.arange(23) // 3
+    plan = identity_plan(labels, epoch=4, objects=4, images_per_object=2, steps=5)
+    asked: list[int] = []
+
+    def noted(indices: np.ndarray) -> list[bytes]:
+        asked.extend(indices.tolist())
+        return read(indices)
+
+    whole = list(load(share_tickets(read, plan, rank=rank, ranks=2), TRAIN, **SIZE, seed=9))
+    rest = list(load(share_tickets(noted, plan, rank=rank, ranks=2, first=3), TRAIN, **SIZE, seed=9))
+    assert asked == plan.share(rank, 2)[3:].flatten().tolist()
+    assert [batch.ticket for batch in rest] == [3, 4]
+    for one, other in zip(rest, whole[3:], strict=True):
+        assert (one.indices == other.indices).all()
+        assert (one.images == other.images).all()
+    assert list(load(share_tickets(noted, plan, first=5), TRAIN, **SIZE, seed=9)) == []

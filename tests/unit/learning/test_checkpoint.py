@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from gracl.errors import CheckpointError, StorageError
-from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe, load_encoder, load_state, save_state
+from gracl.learning.checkpoint import STATE_FILE, Midway, TrainState, check_recipe, load_encoder, load_state, save_state
 from gracl.learning.encoder import build_encoder
 from gracl.learning.optim import build_optimizer
-from gracl.types import Assignment, CameraProxies, Consensus, Instances, Proxies
+from gracl.types import Assignment, CameraProxies, Consensus, Instances, Proxies, RetrievalReport
 
 
 def trained(*, seed=0, rate=1e-3, steps=2):
@@ -149,7 +149,9 @@ def test_an_assignment_may_hold_proxies_alone(pair, tmp_path):
     assert same(load_state(tmp_path).assignment, bare)
 
 
-@pytest.mark.parametrize(("schema", "without"), [(1, ["assignment", "teacher"]), (2, ["teacher"])])
+@pytest.mark.parametrize(
+    ("schema", "without"), [(1, ["assignment", "teacher", "midway"]), (2, ["teacher", "midway"]), (3, ["midway"])]
+)
 def test_a_checkpoint_of_an_older_schema_is_read(pair, tmp_path, schema, without):
     path = save_state(state_of(pair), tmp_path)
     payload = torch.load(path, weights_only=True)
@@ -160,7 +162,7 @@ def test_a_checkpoint_of_an_older_schema_is_read(pair, tmp_path, schema, without
     assert all(getattr(state, name) is None for name in without)
     assert same(state, state_of(pair))
     torch.save(payload, path)
-    with pytest.raises(CheckpointError, match="schema 3"):
+    with pytest.raises(CheckpointError, match="schema 4"):
         load_state(tmp_path)
 
 
@@ -272,11 +274,11 @@ def test_a_flipped_bit_is_refused(pair, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "payload", [{"schema": 0, "epoch": 1}, {"epoch": 1}, {"schema": 2, "epoch": 1}, {"schema": "3"}, [1, 2]]
+    "payload", [{"schema": 0, "epoch": 1}, {"epoch": 1}, {"schema": 2, "epoch": 1}, {"schema": "4"}, [1, 2]]
 )
 def test_another_schema_is_refused(tmp_path, payload):
     torch.save(payload, tmp_path / STATE_FILE)
-    with pytest.raises(CheckpointError, match="schema 3"):
+    with pytest.raises(CheckpointError, match="schema 4"):
         load_state(tmp_path)
 
 
@@ -326,3 +328,54 @@ def test_an_epoch_later_the_best_is_kept_and_every_figure_remembered(pair):
         seen.append((state.best, state.best_epoch))
     assert seen == [(None, None), (0.4, 2), (0.4, 2), (0.4, 4), (0.6, 5)]
     assert same(dict(state.model), dict(encoder.state_dict()))
+
+
+def under_way(ranks=2, step=3):
+    report = RetrievalReport(0.5, 0.25, {1: 0.5, 5: 1.0}, 1, 0, *np.ones((2, 1), np.float32), np.ones(1, bool))
+    moved = {"inter": torch.rand(2, 3), "intra": torch.rand(2, 3)}
+    losses = torch.arange(ranks * step * 5).reshape(ranks, step, 5).float()
+    return Midway(step, pending(), moved, losses, {"scan": 1.5, "epoch": 2.5}, report)
+
+
+@pytest.mark.parametrize("untrained", [True, False])
+def test_a_state_within_an_epoch_comes_back_as_it_was(pair, tmp_path, untrained):
+    midway = under_way() if untrained else dataclasses.replace(under_way(), untrained=None)
+    state = state_of(pair).within(midway, encoder=pair[0], optimizer=pair[1], assignment=pending())
+    assert (state.epoch, state.history) == (3, [])
+    save_state(state, tmp_path)
+    assert same(load_state(tmp_path), state)
+    encoder, _ = load_encoder(tmp_path)
+    assert same(dict(encoder.state_dict()), dict(pair[0].state_dict()))
+
+
+@pytest.mark.parametrize(
+    "tear",
+    [
+        lambda packed: packed.pop("moved"),
+        lambda packed: packed.pop("assignment"),
+        lambda packed: packed.update(assignment=None),
+        lambda packed: packed.update(step=0),
+        lambda packed: packed.update(step=2),
+        lambda packed: packed.update(losses=packed["losses"][0]),
+        lambda packed: packed["untrained"].pop("cmc"),
+        lambda packed: packed.update(more=1),
+    ],
+)
+def test_an_epoch_under_way_that_lacks_something_is_refused(pair, tmp_path, tear):
+    path = save_state(state_of(pair, midway=under_way()), tmp_path)
+    payload = torch.load(path, weights_only=True)
+    tear(payload["midway"])
+    torch.save(payload, path)
+    with pytest.raises(CheckpointError, match="whole of an epoch under way"):
+        load_state(tmp_path)
+
+
+def test_the_end_of_an_epoch_has_nothing_under_way(pair):
+    state = state_of(pair, midway=under_way())
+    assert state.after({}, encoder=pair[0], optimizer=pair[1]).midway is None
+
+
+def test_losses_of_other_ranks_are_their_mean():
+    midway, device = under_way(), torch.device("cpu")
+    assert same(midway.rows(1, 2, device), list(midway.losses[1]))
+    assert same(midway.rows(0, 1, device), list((midway.losses[0] + midway.losses[1]) / 2))

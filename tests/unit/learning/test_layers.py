@@ -148,3 +148,19 @@ def test_every_norm_of_a_network_is_converted_and_nothing_else_changes():
     assert network.state_dict()["bn1.weight"].eq(2).all()
     network.double()
     assert network.bn1.running_mean.dtype == torch.float64
+
+
+@pytest.mark.parametrize("group", [0, 4])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_running_statistics_have_no_part_in_training(kind, group):
+    """So a checkpoint within an epoch may hold those of rank 0 alone (docs/decisions/0023)."""
+    seen = []
+    for start in (0.0, 5.0):
+        box, rows = grouped(norm_of(kind), group), rows_of(SHAPES[kind]).requires_grad_()
+        box[0].running_mean.fill_(start)
+        box[0].running_var.fill_(start + 1)
+        box[0].num_batches_tracked.fill_(int(start))
+        answer = box(rows)
+        answer.pow(3).sum().backward()
+        seen.append((answer.detach(), rows.grad, box[0].weight.grad, box[0].bias.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))

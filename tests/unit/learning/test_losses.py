@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gracl.errors import ConfigError
+from gracl.errors import CheckpointError, ConfigError
 from gracl.learning import camera_bank
 from gracl.learning.losses import ProxyContrast, proxy_loss
 from gracl.relations.camera_proxies import mine_camera_proxies
@@ -362,3 +362,32 @@ def test_without_an_epoch_there_is_no_loss():
         ProxyContrast()(*shown(*batch(0)))
     with pytest.raises(RuntimeError, match="begin_epoch"):
         ProxyContrast().update(*shown(*batch(0)))
+
+
+def test_banks_that_are_taken_up_go_on_as_if_they_had_never_left():
+    assignment, features = extended(3)
+    options = {"instance_weight": 0.5, "smoothing": 0.2, "momentum": 0.3, "intra_update": "every"}
+    one, other = begun(assignment, **options), begun(assignment, **options)
+    one.update(*tensors(features[:12], np.arange(12)))
+    moved = {name: rows.clone() for name, rows in one.moved().items()}
+    assert {*moved} == {"inter", "intra", "instances"}
+    assert not any(torch.equal(rows, other.moved()[name]) for name, rows in moved.items())
+    other.take_up(moved)
+    for criterion in (one, other):
+        criterion.update(*tensors(features[8:20], np.arange(8, 20)))
+    for name, rows in one.moved().items():
+        assert torch.equal(rows, other.moved()[name]), name
+    (first, second) = (criterion(*tensors(features[:9], np.arange(9))).loss for criterion in (one, other))
+    assert torch.equal(first, second)
+
+
+def test_banks_of_another_loss_are_refused():
+    criterion = begun(world(0))
+    for moved in (
+        {},
+        {"inter": criterion.inter},
+        {"inter": criterion.inter, "intra": criterion.intra[:2]},
+        {**criterion.moved(), "cameras": criterion.intra},
+    ):
+        with pytest.raises(CheckpointError, match="the settings that the epoch was begun with"):
+            criterion.take_up(moved)

@@ -1,6 +1,7 @@
 import io
 import threading
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -147,9 +148,10 @@ def test_the_line_of_an_epoch_leaves_out_what_is_not_there_and_says_how_long_sti
 class FakeBoard:
     """Answers `look` as the board's actor does, a state a call; the last state stays."""
 
-    def __init__(self, states: list[Any]) -> None:
+    def __init__(self, states: list[Any], notes: Sequence[str] = ()) -> None:
         self.asked: list[int] = []
         self.look = SimpleNamespace(remote=self._look)
+        self.notes = SimpleNamespace(remote=lambda heard: list(notes)[heard:])
         self._states = states
 
     def _look(self, seen: int) -> Any:
@@ -161,9 +163,11 @@ class FakeBoard:
         return progress, epochs[seen:]
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, states: list[Any], *, done: int, asks: int) -> tuple[FakeBoard, list[str]]:
+def watch(
+    monkeypatch: pytest.MonkeyPatch, states: list[Any], *, done: int, asks: int, notes: Sequence[str] = ()
+) -> tuple[FakeBoard, list[str]]:
     """The board, and what is shown until it has been asked so often."""
-    board, out = FakeBoard(states), Screen()
+    board, out = FakeBoard(states, notes), Screen()
     monkeypatch.setattr(ray, "get", lambda answer: answer)
     with watching(board, epochs=10, done=done, out=out):
         deadline = time.monotonic() + 20
@@ -181,6 +185,11 @@ def test_watching_shows_each_epoch_once_and_the_phase_after_it(monkeypatch):
     assert shown == ["epoch 3/10", "epoch 4/10"]
     assert "epoch 4/10  scan  0/8" in lines
     assert any(line.startswith("epoch 5/10  train  4/8") for line in lines)
+
+
+def test_watching_passes_on_once_what_a_rank_has_to_say(monkeypatch):
+    _, lines = watch(monkeypatch, [(("scan", 0, 8), [])], done=0, asks=3, notes=["goes on", "after step 7"])
+    assert [line for line in lines if line.startswith("note")] == ["note: goes on", "note: after step 7"]
 
 
 def test_watching_ends_quietly_when_the_board_is_gone(monkeypatch):

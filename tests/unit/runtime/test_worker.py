@@ -165,7 +165,7 @@ def test_mapped_batches_read_this_ranks_share(toy_shards):
     sizes = {split: len(ShardStore.open(toy_shards, split)) for split in ("train", "query")}
     digests = {split: read_manifest(toy_shards, split).digest for split in sizes}
     source = Source(toy_shards, None, sizes, digests, "train", 32, 16, scan_batch=64, stream="mapped", views={"pad": 2})
-    batches = [open_batches(source, None, TorchRanks(rank, 2)) for rank in range(2)]
+    batches = [open_batches(source, None, TorchRanks(rank, 2, height=32, width=16)) for rank in range(2)]
     assert all(isinstance(one, MappedBatches) for one in batches)
     seen = [np.concatenate([batch.indices for batch in one.scan("train")]) for one in batches]
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(sizes["train"]))

@@ -167,7 +167,7 @@ def _train(job: Job) -> None:
     )
 
 
-def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float) -> Batches:
+def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float = 14400.0) -> Batches:
     """This rank's pictures: from the Ray stream, or straight from the shards on its disk."""
     size: dict[str, Any] = {"height": source.height, "width": source.width}
     common: dict[str, Any] = {

@@ -85,9 +85,9 @@ def test_a_run_whose_worker_is_killed_ends_as_an_unbroken_one(ray_cluster, toy_s
 class Door:
     """`python pipelines/train.py` in a session of its own, so that Ctrl-C reaches all of it and nothing else."""
 
-    def __init__(self, root: str, runs: Path, home: str) -> None:
+    def __init__(self, root: str, runs: Path, home: str, *, epochs: int = EPOCHS) -> None:
         self._mark = uuid.uuid4().hex
-        settings = {**TOY, "epochs": EPOCHS, "data.root": root, "runs": runs, "name": "interrupted"}
+        settings = {**TOY, "epochs": epochs, "data.root": root, "runs": runs, "name": "interrupted"}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         apart = {"HOME": home, "RAY_TMPDIR": f"{home}/ray", "OMP_NUM_THREADS": "1", "GRACL_TEST_MARK": self._mark}
         self.process = subprocess.Popen(

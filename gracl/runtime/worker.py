@@ -176,7 +176,7 @@ def observed(monitor: NodeMonitor | None, ranks: TorchRanks) -> dict[str, float]
     return (monitor.taken() if monitor else {}) | ({"system/workers": float(ranks.size)} if ranks.rank == 0 else {})
 
 
-def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float) -> Batches:
+def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float = 14400.0) -> Batches:
     """This rank's pictures: from the Ray stream, or straight from the shards on its disk."""
     size: dict[str, Any] = {"height": source.height, "width": source.width}
     common: dict[str, Any] = {

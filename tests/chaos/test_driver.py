@@ -13,10 +13,12 @@ from benchmarks.local_twin import learn
 from benchmarks.rehearse_jobs import wait_until
 from gracl.learning.checkpoint import load_state
 from tests.local.test_fit import assert_same_run
-from tests.ray.test_survival import EPOCHS, Door, kept
+from tests.ray.test_survival import Door, kept
 from tests.toy import toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+EPOCHS = 8  # enough that the second door is open before the first run is done
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def door(toy_shards: str, tmp_path: Path) -> Iterator[Callable[[], Door]]:
     with tempfile.TemporaryDirectory(prefix="gr-", ignore_cleanup_errors=True) as home:  # short: sockets lie in it
 
         def open_door() -> Door:
-            opened.append(Door(toy_shards, tmp_path, home))
+            opened.append(Door(toy_shards, tmp_path, home, epochs=EPOCHS))
             return opened[-1]
 
         yield open_door
@@ -44,13 +46,14 @@ def test_a_killed_driver_is_followed_at_once_and_a_torn_epoch_is_learnt_again(
 ) -> None:
     folder = tmp_path / "interrupted"
     first = door()
-    assert wait_until(lambda: kept(folder, 2).exists() or first.process.poll() is not None, 240)
+    assert wait_until(lambda: folder.exists() and bool(locks(folder)), 240)
     second = door()  # beside it
     out, err = second.process.communicate(timeout=120)
     assert second.process.returncode == 2, err
     assert f"ConfigError: expected run interrupted in {tmp_path} for this process alone; came one that is held" in err
     assert f"process {first.process.pid}" in err
     assert first.process.poll() is None, "the first had ended: this proves nothing"
+    assert wait_until(lambda: len(list(folder.glob("epoch-*/state.pt"))) > 1, 240)
     for pid in first.family():  # the driver and, since it was all on this machine, its Ray
         os.kill(pid, signal.SIGKILL)
     assert not kept(folder, EPOCHS).exists(), "the run had ended before it was killed: this proves nothing"

@@ -168,7 +168,7 @@ def watch(
 ) -> tuple[FakeBoard, list[str]]:
     """The board, and what is shown until it has been asked so often."""
     board, out = FakeBoard(states, notes), Screen()
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
     with watching(board, epochs=10, done=done, out=out):
         deadline = time.monotonic() + 20
         while len(board.asked) < asks and time.monotonic() < deadline:

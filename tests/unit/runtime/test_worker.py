@@ -121,7 +121,7 @@ def test_a_run_goes_on_from_the_checkpoint_of_ray_train(monkeypatch, state, tmp_
 
 
 def test_a_refusal_is_posted_for_the_driver_and_raised(monkeypatch):
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
     refusal, board = ClusteringCollapsed("all noise"), FakeBoard()
 
     def refuses(job: Any) -> None:
@@ -135,7 +135,7 @@ def test_a_refusal_is_posted_for_the_driver_and_raised(monkeypatch):
 
 @pytest.mark.parametrize("accident", [OSError("a disk"), StorageError("a disk that is a bucket")])
 def test_an_accident_is_raised_for_ray_train_and_not_posted(monkeypatch, accident):
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
     board = FakeBoard()
 
     def breaks(job: Any) -> None:
@@ -148,7 +148,7 @@ def test_an_accident_is_raised_for_ray_train_and_not_posted(monkeypatch, acciden
 
 
 def test_a_group_that_is_restarted_after_a_refusal_ends_at_once(monkeypatch):
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
     monkeypatch.setattr(worker, "_train", lambda job: pytest.fail("it began again"))
     board = FakeBoard(ClusteringCollapsed("all noise"))
     train_worker(job_with(board))

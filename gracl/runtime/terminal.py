@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 import ray
 
+from gracl.relations.collapse import words
+
 SECONDS_BETWEEN_LINES = 5.0
 COLUMNS = (
     ("epoch", "epoch", "{:.0f}"),
@@ -167,8 +169,15 @@ def _watch(board: Any, epochs: int, done: int, out: TextIO, stop: threading.Even
             seen += 1
             meter.clear()
             out.write(_epoch_line(metrics, epochs, (time.monotonic() - started) / seen) + "\n")
+            out.write("".join(f"note: epoch {metrics['epoch']:.0f}: {text}\n" for text in notes(metrics)))
         meter.show(f"epoch {min(done + seen + 1, epochs)}/{epochs}", phase, count, total)
     meter.clear()
+
+
+def notes(metrics: Mapping[str, float]) -> list[str]:
+    """What of an epoch has to be said in words."""
+    found = {name.removeprefix("cluster/"): value for name, value in metrics.items() if name.startswith("cluster/")}
+    return [text for text in (words(found),) if text]
 
 
 def _epoch_line(metrics: Mapping[str, float], epochs: int, pace: float) -> str:

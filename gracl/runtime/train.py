@@ -42,7 +42,7 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     Raises:
         ConfigError, ShardError, CheckpointError: before Ray starts, when the run cannot be what was asked for; and
             from a cluster that can never hold it, before anything is written.
-        ClusteringCollapsed, NonFiniteLoss: from the training.
+        ClusteringCollapsed, NonFiniteValue, RanksDiffer: from the training.
         TrainingFailed: it ended for a reason outside gracl.
     """
     run = prepare(config)
@@ -208,6 +208,8 @@ def describe_job(
         recipe=run.recipe,
         start=config.start,
         precision=config.relations.precision,
+        folder=run.folder,
+        deterministic=config.scale.deterministic,
     )
 
 
@@ -228,6 +230,8 @@ def describe_lesson(config: TrainConfig, *, cameras: list[ray.ObjectRef] | None 
             "clip_norm": config.clip_norm,
             "overlap": config.relations.overlap,
             "teacher_decay": config.teacher_decay,
+            "fall_back": config.relations.on_collapse == "keep_previous",
+            "check_ranks_every": config.scale.check_ranks_every,
         },
         seed=config.seed,
         cameras=cameras,

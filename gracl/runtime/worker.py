@@ -20,12 +20,16 @@ from ray import ObjectRef
 from ray.train.collective import broadcast_from_rank_zero
 
 from gracl.errors import GraclError, StorageError
+from gracl.images import storage
 from gracl.images.batches import MappedBatches
 from gracl.images.plans import identity_plan
 from gracl.images.views import eval_view, train_view
 from gracl.learning.checkpoint import TrainState, load_state, save_state
+from gracl.learning.determinism import be_deterministic
 from gracl.learning.encoder import Encoder, build_encoder
 from gracl.learning.fit import Batches, Splits, fit
+from gracl.learning.guarded import GuardedRelator
+from gracl.learning.guards import Study
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer, rate_factor
 from gracl.runtime.board import silent, throttled
@@ -76,7 +80,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a rank is told."""
+    """All that a rank is told; `folder` is the run's."""
 
     source: Source
     lesson: Lesson
@@ -88,6 +92,8 @@ class Job:
     recipe: Mapping[str, Any]
     start: str | None = None
     precision: str = "float32"
+    folder: str = ""
+    deterministic: bool = False
 
 
 def build(lesson: Lesson, device: torch.device) -> tuple[Encoder, ProxyContrast, torch.optim.Optimizer]:
@@ -131,6 +137,9 @@ def _train(job: Job) -> None:
     context = ray.train.get_context()
     ranks = TorchRanks(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(job.threads)
+    if job.deterministic:
+        be_deterministic()
+    study = Study(job.folder, storage.write_bytes)
     device = ray.train.torch.get_device()
     state = resumed() or started(job)
     # Whoever has a state needs the first weights no more, and their file may be gone.
@@ -145,21 +154,27 @@ def _train(job: Job) -> None:
         criterion=criterion,
         optimizer=optimizer,
         batches=open_batches(job.source, job.board, ranks),
-        relator=RayRelator(
-            job.relation_actor,
-            attempt=broadcast_from_rank_zero(uuid.uuid4().hex),
-            rank=ranks.rank,
-            ranks=ranks.size,
-            judged_by=job.judged_by,
-            precision=job.precision,
-        ),
+        relator=GuardedRelator(open_relator(job, ranks), study, ranks.rank),
         ranks=ranks,
         planner=plan_picks(job.lesson, cameras),
         rate=rate_at(job.lesson),
         reporter=partial(report_epoch, job.board, ranks.rank, partial(observed, monitor, ranks)),
         progress=progress,
         splits=job.splits,
+        study=study,
         **job.lesson.fit,
+    )
+
+
+def open_relator(job: Job, ranks: TorchRanks) -> RayRelator:
+    """This rank's door to the relation actor, under a name that the group has to itself."""
+    return RayRelator(
+        job.relation_actor,
+        attempt=broadcast_from_rank_zero(uuid.uuid4().hex),
+        rank=ranks.rank,
+        ranks=ranks.size,
+        judged_by=job.judged_by,
+        precision=job.precision,
     )
 
 

@@ -54,10 +54,10 @@ class Recorder(local.DirectRelator):
         super().__init__(images, **options)
         self._folder, self._all = folder, images
 
-    def relate(self, epoch: int, part: FeatureTable) -> Assignment:
+    def relate(self, epoch: int, part: FeatureTable, previous: np.ndarray | None = None) -> Assignment:
         """Labels and proxies as ever."""
         np.save(self._folder / f"epoch{epoch:02d}.npy", FeatureTable.gather([part], self._all))
-        return super().relate(epoch, part)
+        return super().relate(epoch, part, previous)
 
 
 def record(folder: Path, arguments: list[str]) -> None:

@@ -24,7 +24,8 @@ from benchmarks.bench_epoch import machine
 from gracl.cli import load_config
 from gracl.config import TrainConfig
 from gracl.images.plans import identity_plan
-from gracl.learning.fit import autocast, encode, normalise, train_epoch
+from gracl.learning.fit import autocast, encode, train_epoch
+from gracl.learning.pixels import normalise
 from gracl.local import OneRank
 from gracl.randomness import rng
 from gracl.relations.proxies import mine_proxies

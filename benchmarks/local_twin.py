@@ -37,7 +37,7 @@ class TrueRelator(local.DirectRelator):
         super().__init__(images, **options)
         self._true, self._all = np.unique(true, return_inverse=True)[1].astype(np.int64), images
 
-    def relate(self, epoch: int, part: FeatureTable) -> Assignment:
+    def relate(self, epoch: int, part: FeatureTable, previous: np.ndarray | None = None) -> Assignment:
         """True labels with proxies mined as ever."""
         features = FeatureTable.gather([part], self._all)
         return Assignment(epoch, self._true, mine_proxies(features, self._true))

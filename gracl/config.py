@@ -176,6 +176,12 @@ class TrainConfig(Section):
             f"eps_first={relations.eps_first:g}",
             "leave out relations.eps_first, or take another clustering",
         )
+        refuse_unless(
+            relations.on_collapse != "relax_eps" or relations.clustering == "dbscan",
+            "relations.clustering=dbscan with relations.on_collapse=relax_eps",
+            f"clustering={relations.clustering}",
+            "set relations.on_collapse=keep_previous, or stop",
+        )
         for name, weight, usual in (
             ("instances", "instance_weight", 16),
             ("consensus", "smoothing", 8),
@@ -268,6 +274,12 @@ class TrainConfig(Section):
         # Runs that were begun before there were these settings have no such lines.
         if self.relations.eps_first == 1:
             del recipe["relations.eps_first"], recipe["relations.eps_rise"]
+        if self.relations.on_collapse != "relax_eps":
+            del recipe["relations.relax_factor"], recipe["relations.relax_tries"]
+        if self.relations.on_collapse == "stop":
+            del recipe["relations.on_collapse"]
+        if self.relations.least_clusters == 2:
+            del recipe["relations.least_clusters"]
         if self.start:
             recipe["start"] = "/".join(Path(self.start).parts[-2:])
         if not self.encoder.bn_group:

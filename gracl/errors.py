@@ -58,8 +58,16 @@ class StreamError(GraclError):
     """A stream that delivered another ticket than the plan asked for."""
 
 
-class NonFiniteLoss(GraclError):
-    """The loss of some rank is not a number; no rank has taken the step."""
+class NonFiniteValue(GraclError):
+    """A feature or a proxy that is NaN or infinite; no rank has learnt from it."""
+
+
+class NonFiniteLoss(NonFiniteValue):
+    """The loss or gradient of some rank is not a number; no rank has taken the step."""
+
+
+class RanksDiffer(GraclError):
+    """Ranks that are to hold the same weights do not, bit for bit."""
 
 
 class TrainingFailed(GraclError):

@@ -9,6 +9,7 @@ def idle(config: TrainConfig) -> list[str]:
     changed = {name for name, value in config.flat().items() if value != standard[name]}
     camera = f"relations.camera_aware={str(relations.camera_aware).lower()}"
     clustering = f"relations.clustering={relations.clustering}"
+    collapse = f"relations.on_collapse={relations.on_collapse}"
     rule = f"relations.inter_rule={relations.inter_rule}"
     search = f"relations.search={relations.search}"
     by_camera = "relations.k1_intra relations.k1_inter relations.k2_intra relations.k2_inter"
@@ -16,6 +17,7 @@ def idle(config: TrainConfig) -> list[str]:
         (relations.search == "exact", search, "relations.index relations.effort"),
         (relations.search != "exact", search, "relations.backend"),
         (relations.clustering == "hdbscan", clustering, "relations.eps relations.eps_rise"),
+        (relations.on_collapse != "relax_eps", collapse, "relations.relax_factor relations.relax_tries"),
         (relations.eps_first == 1, "relations.eps_first=1", "relations.eps_rise"),
         (relations.clustering != "hdbscan", clustering, "relations.min_cluster_size"),
         (relations.camera_aware, camera, "relations.k1 relations.k2"),

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from gracl.images.batches import MappedBatches
 from gracl.images.plans import identity_plan
 from gracl.images.shards import ShardStore
+from gracl.images.storage import write_bytes
 from gracl.images.views import eval_view, train_view
 from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import Progress, Relator, Reporter, Splits
 from gracl.learning.fit import fit as fit_ports
+from gracl.learning.guarded import GuardedRelator
+from gracl.learning.guards import Study
 from gracl.learning.losses import Criterion
 from gracl.relations.relate import relate
 from gracl.relations.stability import stability
@@ -72,10 +75,10 @@ class DirectRelator:
         self._cameras = cameras
         self._images, self._query, self._gallery, self._options = images, query, gallery, options
 
-    def relate(self, epoch: int, part: FeatureTable) -> Assignment:
+    def relate(self, epoch: int, part: FeatureTable, previous: Int64[ndarray, "images"] | None = None) -> Assignment:
         """Labels and proxies from the one part there is."""
         features = FeatureTable.gather([part], self._images)
-        return relate(features, epoch=epoch, cameras=self._cameras, **self._options)
+        return relate(features, epoch=epoch, cameras=self._cameras, previous=previous, **self._options)
 
     def stability(self, epoch: int, part: FeatureTable, labels: Int64[ndarray, "images"]) -> float:
         """How far the features of the one part give the same labels."""
@@ -132,6 +135,7 @@ def fit(
     decode_threads: int = 2,
     seed: int = 0,
     relator: Relator | None = None,
+    folder: str = "",
     reporter: Reporter = lambda report, state: None,
     progress: Progress = lambda phase, done, total: None,
     **options: Any,
@@ -145,8 +149,10 @@ def fit(
         views, sampling, relations: options of `train_view`, `identity_plan` and `relate`.
         camera_balanced: companions from other cameras where possible.
         relator: who makes labels and proxies; default: `relate` on the features of the train split.
+        folder: where batches and features are left that are NaN or infinite; "" for nowhere.
         options: `epochs`, `eval_every`, `eval_untrained`, `eval_stability`, `precision`, `clip_norm`, `overlap`,
-            `teacher_decay`, `every_steps`, `every_minutes`, `keeper` of `learning.fit.fit`.
+            `teacher_decay`, `every_steps`, `every_minutes`, `keeper`, `fall_back` (default: where `relations` say
+            on_collapse="keep_previous") of `learning.fit.fit`.
 
     Returns:
         The state after the last epoch.
@@ -163,14 +169,15 @@ def fit(
         seed=seed,
         threads=decode_threads,
     )
-    cameras = train.camera_ids()
+    cameras, study = train.camera_ids(), Study(folder, write_bytes)
+    options.setdefault("fall_back", (relations or {}).get("on_collapse") == "keep_previous")
     return fit_ports(
         state,
         encoder=encoder,
         criterion=criterion,
         optimizer=optimizer,
         batches=batches,
-        relator=relator or direct_relator(stores, splits, relations),
+        relator=GuardedRelator(relator or direct_relator(stores, splits, relations), study),
         ranks=OneRank(),
         planner=lambda epoch, labels: identity_plan(
             labels, epoch=epoch, cameras=cameras if camera_balanced else None, seed=seed, **(sampling or {})
@@ -179,5 +186,6 @@ def fit(
         reporter=reporter,
         progress=progress,
         splits=splits,
+        study=study,
         **options,
     )

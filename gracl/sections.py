@@ -123,6 +123,18 @@ class Relations(Section):
     noise: Literal["left_out", "own_clusters"] = Field(
         "left_out", description="what becomes of noise: nobody learns from it, or each image of it is a cluster of one"
     )
+    on_collapse: Literal["stop", "keep_previous", "relax_eps"] = Field(
+        "stop",
+        description="what is done about fewer than least_clusters: the run ends, the labels of the epoch before are "
+        "kept (with proxies mined anew), or (dbscan) eps is raised",
+    )
+    least_clusters: Annotated[int, Field(ge=2)] = Field(
+        2, description="fewer clusters are a collapse; sampling.objects, where no cluster may stand in a batch twice"
+    )
+    relax_factor: Annotated[float, Field(gt=1, le=2)] = Field(
+        1.1, description="on_collapse=relax_eps: eps is multiplied by this at each try, as long as it stays below 1"
+    )
+    relax_tries: Positive = Field(5, description="on_collapse=relax_eps: tries before the run ends")
     inter_rule: Literal["mean", "cluster_mean", "nearest_sample", "nearest_centroids", "log_sum_exp"] = Field(
         "mean", description="how the inter proxy is mined: least similar to other clusters by this"
     )
@@ -278,7 +290,17 @@ class Scale(Crew):
     shard_gpus: float = Field(0, ge=0, description="GPUs reserved by each of relations.shards, from two on")
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker; -1: without end")
     min_workers: Count = Field(
-        0, description="elastic: go on with as few workers as this, with more as nodes come; 0: always scale.workers"
+        0,
+        description="elastic: go on with as few workers as this, with more as nodes come; 0: always scale.workers",
+    )
+    check_ranks_every: int = Field(
+        0,
+        ge=-1,
+        description="steps between looks whether all workers hold the same weights, bit for bit, beside that at each "
+        "epoch's end; 0: at its end alone; -1: never",
+    )
+    deterministic: bool = Field(
+        False, description="workers use torch's deterministic algorithms alone: slower on a GPU, the same in every run"
     )
     resize_s: float = Field(60.0, gt=0, description="elastic: seconds between looks for room for more workers")
 

@@ -213,6 +213,10 @@ class Assignment:
         """The number of clusters."""
         return len(self.proxies.inter_image)
 
+    def bare(self) -> "Assignment":
+        """Labels and proxies alone."""
+        return Assignment(self.epoch, self.labels, self.proxies)
+
 
 @dataclass(frozen=True)
 class Ranking:

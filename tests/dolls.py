@@ -62,6 +62,7 @@ class Dolls:
         self.reports: list[EpochReport] = []
         self.states: list[TrainState] = []
         self.planned: list[np.ndarray] = []
+        self.previous: list[np.ndarray | None] = []
         self.threads: list[threading.Thread] = []
         self._training, self._relating = training, relating
 
@@ -86,7 +87,8 @@ class Dolls:
         np.testing.assert_array_equal(labels, labels_of(epoch))
         return epoch / 10
 
-    def relate(self, epoch: int, part: FeatureTable) -> Assignment:
+    def relate(self, epoch: int, part: FeatureTable, previous: np.ndarray | None = None) -> Assignment:
+        self.previous.append(previous)
         self.threads.append(threading.current_thread())
         self._relating(epoch)
         self.calls.append(f"relate {epoch}")

@@ -16,20 +16,22 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor, nn
 
-from gracl.errors import NonFiniteLoss, expected
 from gracl.learning.answers import ask, settled
 from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
 from gracl.learning.epoch_report import Clock, describe_epoch
+from gracl.learning.guards import NOWHERE, Study, bad_step, check_weights, guarded_loss
 from gracl.learning.losses import Criterion
 from gracl.learning.midway import Keeper, Kept, MidwayKeeper
 from gracl.learning.optim import load_optimizer, set_rate
+from gracl.learning.pixels import to_device
+from gracl.learning.sameness import SameWeights
 from gracl.learning.teacher import Teacher
-from gracl.types import IMAGENET_MEAN, IMAGENET_STD, Assignment, Batch, EpochReport, FeatureTable, Plan, RetrievalReport
+from gracl.types import Assignment, Batch, EpochReport, FeatureTable, Plan, RetrievalReport
 
 
 @runtime_checkable
@@ -57,8 +59,11 @@ class Batches(Protocol):
 class Relator(Protocol):
     """Where the whole set meets. Each call waits until all ranks have handed in their part; one call at a time."""
 
-    def relate(self, epoch: int, part: FeatureTable) -> Assignment:
-        """Labels and proxies of the train split; with `overlap` called in a thread of its own."""
+    def relate(self, epoch: int, part: FeatureTable, previous: Int64[ndarray, "images"] | None = None) -> Assignment:
+        """Labels and proxies of the train split; with `overlap` called in a thread of its own.
+
+        `previous` labels, those of the epoch before, are there to fall back on.
+        """
         ...
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
@@ -133,6 +138,9 @@ def fit(
     every_steps: int = 0,
     every_minutes: float = 0.0,
     keeper: Keeper = lambda state: None,
+    fall_back: bool = False,
+    check_ranks_every: int = 0,
+    study: Study = NOWHERE,
 ) -> TrainState:
     """Trains from `state` (whose weights are loaded here when it has taken a step) until `epochs` are done.
 
@@ -154,12 +162,16 @@ def fit(
             first and waits, as without it. The last epoch makes neither scan nor relation: both phases took 0 seconds.
         teacher_decay: of a `Teacher`, which then is scanned with, judged and kept beside the encoder; 0 for none.
         every_steps, every_minutes, keeper: who is given the state within epochs, and how often, see `MidwayKeeper`.
+        fall_back: the relator is told the labels of the epoch before, which the state then keeps.
+        check_ranks_every: steps between looks whether the ranks hold the same weights, see `SameWeights`.
+        study: where a batch is left whose loss or gradient is none.
 
     Returns:
         The state after the last epoch.
 
     Raises:
         NonFiniteLoss: on all ranks, before any of them takes the step.
+        RanksDiffer: on all ranks.
         ClusteringCollapsed: from the relator; with `overlap` after the training that went on meanwhile.
     """
     device = next(encoder.parameters()).device
@@ -183,6 +195,7 @@ def fit(
     learner, clock = ranks.parallel(encoder), Clock()
     members: dict[str, Any] = {"encoder": encoder, "criterion": criterion, "optimizer": optimizer, "teacher": teacher}
     midway = MidwayKeeper(keeper, every_steps, every_minutes, gather=ranks.gather, **members)
+    same = SameWeights(ranks, encoder, optimizer, check_ranks_every)
     for epoch in range(state.epoch, epochs):
         clock = clock.next()
         set_rate(optimizer, rate(epoch))
@@ -193,7 +206,9 @@ def fit(
         elif assignment is None or epoch + 1 < epochs:  # else nobody would learn from it
             part = describe(splits.train, "scan")
             clock.lap("scan")
-            answer = ask(relator.relate, epoch, part, wait=assignment is None)
+            previous = state.assignment.labels if fall_back and state.assignment else None
+            relate = partial(relator.relate, previous=previous)
+            answer = ask(relate, epoch, part, wait=assignment is None)
             assignment = assignment or answer.result()
         clock.lap("relate")
         if eval_stability and not begun and ((epoch + 1) % eval_stability == 0 or epoch + 1 == epochs):
@@ -218,13 +233,17 @@ def fit(
             casting,
             clip_norm,
             progress,
+            partial(same.after_step, epoch),
             partial(teacher.follow, encoder, epoch * len(plan.tickets)) if teacher else None,
-            begun.rows(ranks.rank, ranks.size, device) if begun else (),
-            midway.of(state, clock, assignment, answer if overlap else None, untrained),
+            taken=begun.rows(ranks.rank, ranks.size, device) if begun else (),
+            kept=midway.of(state, clock, assignment, answer if overlap else None, untrained),
+            study=replace(study, labels=assignment.labels),
         )
+        same.after_epoch(epoch)
         ranks.share_buffers(encoder)
         if teacher:
             ranks.share_buffers(teacher.encoder)
+        check_weights(model, epoch)
         clock.lap("train")
         pending = answer.result() if answer and overlap else None
         clock.lap("relate")
@@ -235,7 +254,7 @@ def fit(
             report.metrics(),
             encoder=encoder,
             optimizer=optimizer,
-            assignment=pending,
+            assignment=pending or (assignment.bare() if fall_back and not overlap else None),
             teacher=teacher.encoder if teacher else None,
         )
         reporter(report, state)
@@ -253,15 +272,16 @@ def train_epoch(
     casting: AbstractContextManager[object],
     clip_norm: float,
     progress: Progress,
-    stepped: Callable[[int], None] | None = None,
+    *stepped: Callable[[int], None] | None,
     taken: Sequence[Float32[Tensor, "5"]] = (),
     kept: Kept | None = None,
+    study: Study = NOWHERE,
 ) -> Float[Tensor, "steps 5"]:
     """One pass over the plan: pick, pull to the proxies, step, move the proxies.
 
     `tickets` are those of the whole plan, so each rank knows the others' images without asking.
-    `stepped` is told the number of each step once it has been taken. `taken` are the rows of the steps that were taken
-    before, with which `picks` must not begin again; `kept` is called at the end of each step.
+    Those `stepped` are told the number of each step once it has been taken. `taken` are the rows of the steps that were
+    taken before, with which `picks` must not begin again; `kept` is called at the end of each step.
 
     Returns:
         Loss, inter-ID, intra-ID, instance and camera term of each step, the mean over the ranks.
@@ -277,21 +297,15 @@ def train_epoch(
             features = learner(pictures)
         terms = criterion(features, tickets[batch.ticket, mine])
         optimizer.zero_grad(set_to_none=True)
-        terms.loss.backward()
+        guarded_loss(terms, features).backward()
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)
         # Gradients are averages over the ranks by now: a bad loss anywhere is a bad norm everywhere.
         if not torch.isfinite(norm):
-            raise NonFiniteLoss(
-                expected(
-                    "a finite loss and gradient",
-                    f"loss {terms.loss.item():.4g}, gradient norm {norm.item():.4g} at epoch {batch.epoch}, "
-                    f"step {batch.ticket} (rank {ranks.rank})",
-                    "lower optim.rate, raise the temperatures, or set clip_norm; the last checkpoint is untouched",
-                )
-            )
+            seen = ranks.gather(features.detach())  # the exchange that a healthy rank is about to make too
+            raise bad_step(study, batch, tickets, seen, norm, criterion, learner, ranks.rank)
         optimizer.step()
-        if stepped:
-            stepped(len(rows))
+        for tell in filter(None, stepped):
+            tell(len(rows))
         criterion.update(ranks.gather(features.detach()), tickets[batch.ticket])
         rows.append(torch.stack([terms.loss, terms.inter, terms.intra, terms.instance, terms.camera]).detach())
         progress("train", len(rows), steps)
@@ -321,24 +335,6 @@ def encode(
         done += len(batch.indices)
         progress(done)
     return FeatureTable(np.concatenate(indices), np.concatenate(features))
-
-
-def to_device(batch: Batch, device: torch.device) -> Float[Tensor, "rows 3 height width"]:
-    """Pixels travel as bytes and become numbers on the device: a quarter of the traffic."""
-    images = torch.from_numpy(batch.images)
-    if device.type == "cuda":
-        images = images.pin_memory().to(device, non_blocking=True)
-    return normalise(images)
-
-
-def normalise(images: UInt8[Tensor, "batch height width 3"]) -> Float32[Tensor, "batch 3 height width"]:
-    """Floats for the network, on the device where the pictures are: ImageNet mean 0 and deviation 1 per channel.
-
-    The result lies in memory as the pictures do (channels last), which costs nothing and suits convolutions.
-    """
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).mul_(255).view(3, 1, 1)
-    scale = torch.tensor(IMAGENET_STD, device=images.device).mul_(255).reciprocal_().view(3, 1, 1)
-    return images.permute(0, 3, 1, 2).float().sub_(mean).mul_(scale)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

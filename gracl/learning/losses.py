@@ -142,6 +142,11 @@ class ProxyContrast:
         """The bank of intra-ID proxies."""
         return self._intra.rows
 
+    def banks(self) -> dict[str, Tensor]:
+        """All memories of proxies by name; to be used after `begin_epoch`."""
+        more = {"instances": self._instances, "cameras": self._cameras}
+        return {"inter": self.inter, "intra": self.intra} | {name: one.rows for name, one in more.items() if one}
+
     def begin_epoch(self, assignment: Assignment, device: torch.device | str) -> None:
         """Takes the epoch's proxies and cluster sums, as copies on `device`.
 

@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from gracl.errors import GraclError, expected
 from gracl.learning.checkpoint import load_encoder
-from gracl.learning.fit import normalise
+from gracl.learning.pixels import normalise
 
 
 class Served:

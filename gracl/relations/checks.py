@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from gracl.errors import ClusteringCollapsed, ConfigError, GraclError, expected
+from gracl.errors import ClusteringCollapsed, ConfigError, GraclError, NonFiniteValue, expected
 from gracl.kernels import squared_lengths
 from gracl.measuring import require_memory
 from gracl.types import NOISE, Feature
@@ -65,7 +65,8 @@ def check_features(features: ndarray, k1: int, threads: int) -> None:
     """Refuses what could only give labels without meaning, or none at all.
 
     Raises:
-        GraclError: features that are empty, of another dtype, not finite, or not of unit length.
+        NonFiniteValue: NaN or infinity among them.
+        GraclError: features that are empty, of another dtype, or not of unit length.
         ConfigError: a k1 that makes every image everybody's neighbour.
     """
     if features.ndim != 2 or features.dtype not in (np.float16, np.float32) or not features.size:
@@ -125,13 +126,13 @@ def check_memory(
 
 def _check_lengths(features: ndarray, threads: int) -> None:
     lengths = np.sqrt(squared_lengths(features, threads=threads))
-    for what, bad in (
-        ("finite features", ~np.isfinite(lengths)),
-        ("feature rows of length 1", np.abs(lengths - 1) > _LENGTH),
+    for what, bad, error in (
+        ("finite features", ~np.isfinite(lengths), NonFiniteValue),
+        ("feature rows of length 1", np.abs(lengths - 1) > _LENGTH, GraclError),
     ):
         if bad.any():
             first = np.flatnonzero(bad)[:5]
-            raise GraclError(
+            raise error(
                 expected(
                     what,
                     f"{bad.sum()} other rows, among them {first.tolist()} of length {lengths[first].tolist()}",
@@ -155,9 +156,16 @@ def check_cameras(cameras: Int64[ndarray, "images"] | None, images: int, asked: 
 
 
 def check_clusters(
-    labels: Int64[ndarray, "images"], clustering: str, eps: float, *, chosen: bool = False, reliability: float = 0.0
+    labels: Int64[ndarray, "images"],
+    clustering: str,
+    eps: float,
+    *,
+    chosen: bool = False,
+    reliability: float = 0.0,
+    least: int = 2,
+    tried: str = "",
 ) -> None:
-    """Refuses fewer than two clusters: there is nothing to contrast.
+    """Refuses fewer than `least` clusters, two as a rule: with one there is nothing to contrast.
 
     Args:
         labels: -1 is noise.
@@ -165,12 +173,14 @@ def check_clusters(
         eps: at which.
         chosen: eps is not what the user gave.
         reliability: the bound that images had to meet to stay in their cluster.
+        least: clusters that are enough.
+        tried: what was tried against it, in words.
 
     Raises:
         ClusteringCollapsed: with the setting to move, and the direction.
     """
     clusters, noise = int(labels.max()) + 1, float((labels == NOISE).mean())
-    if clusters < 2:
+    if clusters < least:
         how, move = f"eps={eps}", "raise eps (relations.eps)" if noise > 0.5 else "lower eps (relations.eps)"
         if chosen:
             how, move = f"eps=auto, here {eps:g}", "give relations.eps a number"
@@ -180,8 +190,8 @@ def check_clusters(
             how, move = f"{how}, reliability={reliability:g}", f"lower relations.reliability, {move}"
         raise ClusteringCollapsed(
             expected(
-                "at least 2 clusters",
-                f"{clusters} among {len(labels)} images, {noise:.1%} of them noise, at {how}",
+                f"at least {least} clusters",
+                f"{clusters} among {len(labels)} images, {noise:.1%} of them noise, at {how}{tried and ', '}{tried}",
                 f"{move}, or look whether the features still tell images apart",
             )
         )

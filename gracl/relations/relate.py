@@ -28,6 +28,7 @@ from gracl.relations.checks import (
 )
 from gracl.relations.choices import Foreign, InterRule, IntraRule, Space, check_rules
 from gracl.relations.clustering import Clustering, cluster
+from gracl.relations.collapse import Fallback, OnCollapse, settle
 from gracl.relations.consensus import neighbour_consensus
 from gracl.relations.diagnostics import describe, silhouette
 from gracl.relations.instances import pick_instances
@@ -88,6 +89,7 @@ def relate(
     *,
     epoch: int = 0,
     cameras: Int64[ndarray, "images"] | None = None,
+    previous: Int64[ndarray, "images"] | None = None,
     centre: Centre = "none",
     centre_k: int = 150,
     k1: int = 30,
@@ -105,6 +107,10 @@ def relate(
     min_cluster_size: int = 8,
     reliability: float = 0.0,
     noise: Noise = "left_out",
+    on_collapse: OnCollapse = "stop",
+    least_clusters: int = 2,
+    relax_factor: float = 1.1,
+    relax_tries: int = 5,
     inter_rule: InterRule = "mean",
     intra_rule: IntraRule = "mean",
     foreign: Foreign = "samples",
@@ -135,6 +141,7 @@ def relate(
         features: unit rows in order of index, float32 or float16, in memory or memory-mapped.
         epoch: written into the assignment; instances and eps depend on it where they are asked to.
         cameras: who took each image; for `camera_aware`, `centre`, `camera_proxies`, and figures where they are known.
+        previous: the labels of the epoch before, for on_collapse="keep_previous".
         centre: "camera" clusters features less their camera's mean, "local" less that of their `centre_k` nearest,
             see `centring.py`; proxies (but by `space` "jaccard") and instances are mined from features as they came.
         k1, k2: see `reciprocal_weights`.
@@ -145,6 +152,8 @@ def relate(
             hdbscan, which has none.
         reliability: smallest overlap of clusters at neighbouring eps, see `refining.reliable_labels`; 0 for no test.
         noise: "own_clusters" makes every image that is noise a cluster of one, after all else about clusters.
+        on_collapse, least_clusters, relax_factor, relax_tries: what is done about too few clusters, see
+            `collapse.Fallback`; proxies are always mined from these features.
         inter_rule, intra_rule, foreign, space, centroids, rule_temperature, trim: see `mine_proxies`.
         instances: members of each cluster that the assignment shows, see `pick_instances`; 0 for none.
         consensus: clusters of each image's neighbours that it tells, see `neighbour_consensus`; 0 for none.
@@ -159,13 +168,15 @@ def relate(
 
     Returns:
         An assignment whose stats are seconds and peak memory by phase (`knn_s`, `knn_peak_mb` ...), `knn_recall`,
-        `eps` (not for hdbscan), `unreliable` and `own_clusters` (shares of the images; where asked for), `silhouette`
-        (see `diagnostics.silhouette`; on the distances up to 1) and what `diagnostics.describe` tells.
+        `eps` (not for hdbscan), `collapsed` and what was done (`collapse.Settled`; not with on_collapse="stop"),
+        `unreliable` and `own_clusters` (shares of the images; where asked for), `silhouette` (see
+        `diagnostics.silhouette`; on the distances up to 1) and what `diagnostics.describe` tells.
 
     Raises:
         ConfigError: options out of range.
-        GraclError: features that are empty, of another dtype, not finite, not of unit length, or too many for memory.
-        ClusteringCollapsed: fewer than two clusters.
+        NonFiniteValue: NaN or infinity in the features.
+        GraclError: features that are empty, of another dtype, not of unit length, or too many for memory.
+        ClusteringCollapsed: fewer than `least_clusters`, whatever `on_collapse` could do about it.
     """
     searched: dict[str, Any] = {"search": search, "index": index, "effort": effort, "backend": backend}
     searched |= {"block_rows": block_rows, "threads": threads, "device": device}
@@ -180,6 +191,8 @@ def relate(
     resolve(Options(**searched))
     share = share_of_eps(epoch, eps_first, eps_rise)
     check_refining(reliability, noise, clustering, clustered["eps"] * share)
+    fallback = Fallback(on_collapse, least_clusters, relax_factor, relax_tries)
+    fallback.check(clustering)
     cluster(_NO_GRAPH, **clustered)  # its options and packages are looked at all the same
     check_extras(centre, centre_k, instances, consensus, len(features))
     check_cameras(cameras, len(features), camera_aware or centre == "camera" or camera_proxies)
@@ -209,7 +222,8 @@ def relate(
     with phase("jaccard", stats):
         inverted = invert(weights)
         # DBSCAN asks for nothing beyond eps, and what lies between eps and 1 is by far the most.
-        limit = 1.0 if clustering in _WHOLE else clustered["eps"] + (EPS_GAP if reliability else 0)
+        gap = EPS_GAP if reliability else 0.0
+        limit = 1.0 if clustering in _WHOLE else clustered["eps"] + gap
         distance = shared_distance(weights, inverted, limit=limit, threads=threads, progress=_telling(tell, "jaccard"))
     with phase("cluster", stats):
         if eps == "auto":
@@ -217,14 +231,30 @@ def relate(
         clustered["eps"] *= share
         if clustering not in _WHOLE:
             stats["eps"] = clustered["eps"]
-        labels = cluster(distance, **clustered)
-        if reliability:
-            before, ours = labels, {"eps": clustered["eps"], "min_samples": min_samples}
-            labels = reliable_labels(distance, labels, **ours, least=reliability)
-            stats["unreliable"] = float(((before != NOISE) & (labels == NOISE)).mean())
+        labels = _labels(distance, clustered, reliability, stats)
+
+        def at(wider: float) -> Int64[ndarray, "images"]:
+            reaching = shared_distance(weights, inverted, limit=wider + gap, threads=threads)
+            return _labels(reaching, clustered | {"eps": wider}, reliability, stats)
+
+        settled = settle(
+            labels, fallback, eps=clustered["eps"], largest=1 - gap, again=at, previous=previous, epoch=epoch
+        )
+        labels = settled.labels
         del distance
+        stats |= settled.figures
+        if "eps" in stats:
+            stats["eps"] = settled.eps
     tell("cluster", rows, rows)
-    check_clusters(labels, clustering, clustered["eps"], chosen=eps == "auto", reliability=reliability)
+    check_clusters(
+        labels,
+        clustering,
+        clustered["eps"],
+        chosen=eps == "auto",
+        reliability=reliability,
+        least=least_clusters,
+        tried=settled.tried,
+    )
     if noise == "own_clusters":
         stats["own_clusters"] = float((labels == NOISE).mean())
         labels = own_clusters(labels)
@@ -252,6 +282,18 @@ def relate(
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what the search held; ranks may share the GPU
     return Assignment(epoch, labels, proxies, stats, instances=shown, consensus=told, camera_proxies=seen)
+
+
+def _labels(
+    distance: csr_array, clustered: dict[str, Any], reliability: float, stats: dict[str, float]
+) -> Int64[ndarray, "rows"]:
+    """The labels of a clustering, without those that are not reliable; their share goes into `stats`."""
+    labels = cluster(distance, **clustered)
+    if reliability:
+        before, ours = labels, {name: clustered[name] for name in ("eps", "min_samples")}
+        labels = reliable_labels(distance, labels, **ours, least=reliability)
+        stats["unreliable"] = float(((before != NOISE) & (labels == NOISE)).mean())
+    return labels
 
 
 def _by_all(

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
-from gracl.errors import GraclError, expected
+from gracl.errors import GraclError, NonFiniteValue, expected
 from gracl.types import EMPTY, UNKNOWN, Identities, Ranking
 
 STRIP = 1024
@@ -175,7 +175,7 @@ def check_sides(
     """Refuses features that are not finite, of two widths, or not as many as their identities.
 
     Raises:
-        GraclError: says which side and what came.
+        NonFiniteValue, GraclError: says which side and what came.
     """
     for side, features, who in (("query", query, query_identities), ("gallery", gallery, gallery_identities)):
         came = (len(who.object_ids), len(who.camera_ids))
@@ -189,9 +189,9 @@ def check_sides(
             )
         # The extremes are not finite if any value is not; unlike np.isfinite this makes no copy of the table.
         if features.size and not np.isfinite([features.min(), features.max()]).all():
-            raise GraclError(
-                expected(f"finite {side} features", "NaN or infinite values", "look for the epoch whose loss broke")
-            )
+            bad = np.flatnonzero(~np.isfinite(features).all(1))
+            found = f"NaN or infinite values in {len(bad)} rows, among them {bad[:5].tolist()}"
+            raise NonFiniteValue(expected(f"finite {side} features", found, "look for the epoch whose loss broke"))
     if query.shape[1] != gallery.shape[1]:
         raise GraclError(
             expected(

@@ -112,7 +112,7 @@ class RelationActor:
 
         Args:
             attempt: names the group of ranks, so that a restarted group never gets the answer of the one before.
-            part: one reference to a `FeatureTable`.
+            part: a reference to a `FeatureTable`; from rank 0 perhaps another, to the labels of the epoch before.
         """
         answer: Assignment = await self._meet((attempt, "relate", epoch), rank, ranks, part, self._relate)
         return answer
@@ -191,10 +191,11 @@ class RelationActor:
             meeting.answer.set_exception(error)
         meeting.parts.clear()
 
-    def _relate(self, epoch: int, parts: list[list[FeatureTable]]) -> Assignment:
+    def _relate(self, epoch: int, parts: list[list[Any]]) -> Assignment:
+        previous = parts[0][1] if len(parts[0]) > 1 else None
         with self._one:
             self._start_shards()
-            return self._work(epoch, parts, self._relate_seen)
+            return self._work(epoch, [[part[0]] for part in parts], partial(self._relate_seen, previous=previous))
 
     def _relate_seen(self, features: ndarray, *, epoch: int, **options: Any) -> Assignment:
         found = relate(features, epoch=epoch, **options)
@@ -301,9 +302,10 @@ class RayRelator:
         self._actor, self._attempt, self._rank, self._ranks = actor, attempt, rank, ranks
         self._judged_by, self._precision = list(judged_by), np.dtype(precision)
 
-    def relate(self, epoch: int, part: FeatureTable) -> Assignment:
-        """Labels and proxies; waits for all ranks."""
-        answer: Assignment = self._ask(self._actor.relate, epoch, [self._sent(part)])
+    def relate(self, epoch: int, part: FeatureTable, previous: Int64[ndarray, "images"] | None = None) -> Assignment:
+        """Labels and proxies; waits for all ranks. All have the same previous labels, and the first sends them."""
+        more = [ray.put(previous)] if previous is not None and not self._rank else []
+        answer: Assignment = self._ask(self._actor.relate, epoch, [self._sent(part), *more])
         return answer
 
     def stability(self, epoch: int, part: FeatureTable, labels: Int64[ndarray, "images"]) -> float:

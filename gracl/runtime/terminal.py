@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 import ray
 
+from gracl.relations.collapse import words
+
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_TO_LOOK = 120.0
 COLUMNS = (
@@ -167,16 +169,23 @@ def _watch(board: Any, epochs: int, done: int, out: TextIO, stop: threading.Even
             continue  # a machine that swaps: nothing to show now
         except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError):
             return  # the run is over or lost; its own error says so
-        for words in notes:
+        for note in notes:
             heard += 1
             meter.clear()
-            out.write(f"note: {words}\n")
+            out.write(f"note: {note}\n")
         for metrics in news:
             seen += 1
             meter.clear()
             out.write(_epoch_line(metrics, epochs, (time.monotonic() - started) / seen) + "\n")
+            out.write("".join(f"note: epoch {metrics['epoch']:.0f}: {text}\n" for text in notes(metrics)))
         meter.show(f"epoch {min(done + seen + 1, epochs)}/{epochs}", phase, count, total)
     meter.clear()
+
+
+def notes(metrics: Mapping[str, float]) -> list[str]:
+    """What of an epoch has to be said in words."""
+    found = {name.removeprefix("cluster/"): value for name, value in metrics.items() if name.startswith("cluster/")}
+    return [text for text in (words(found),) if text]
 
 
 def _epoch_line(metrics: Mapping[str, float], epochs: int, pace: float) -> str:

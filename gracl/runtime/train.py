@@ -46,7 +46,7 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     Raises:
         ConfigError, ShardError, CheckpointError: before Ray starts, when the run cannot be what was asked for; from a
             cluster that can never hold it, before anything is written; and where another process is training it.
-        ClusteringCollapsed, NonFiniteLoss: from the training.
+        ClusteringCollapsed, NonFiniteValue, RanksDiffer: from the training.
         TrainingFailed: it ended for a reason outside gracl.
     """
     run = prepare(config)
@@ -231,6 +231,7 @@ def describe_job(
         precision=config.relations.precision,
         wait_s=config.scale.wait_s,
         folder=run.folder,
+        deterministic=config.scale.deterministic,
     )
 
 
@@ -252,6 +253,8 @@ def describe_lesson(config: TrainConfig, *, cameras: list[ray.ObjectRef] | None 
             "overlap": config.relations.overlap,
             "teacher_decay": config.teacher_decay,
             **config.checkpoint.options(),
+            "fall_back": config.relations.on_collapse == "keep_previous",
+            "check_ranks_every": config.scale.check_ranks_every,
         },
         seed=config.seed,
         cameras=cameras,

@@ -20,12 +20,16 @@ from ray import ObjectRef
 from ray.train.collective import broadcast_from_rank_zero
 
 from gracl.errors import CheckpointError, GraclError, StorageError
+from gracl.images import storage
 from gracl.images.batches import MappedBatches
 from gracl.images.plans import identity_plan
 from gracl.images.views import eval_view, train_view
 from gracl.learning.checkpoint import TrainState, load_state, save_state
+from gracl.learning.determinism import be_deterministic
 from gracl.learning.encoder import Encoder, build_encoder
 from gracl.learning.fit import Batches, Splits, fit
+from gracl.learning.guarded import GuardedRelator
+from gracl.learning.guards import Study
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer, rate_factor
 from gracl.runtime.board import silent, throttled
@@ -92,6 +96,7 @@ class Job:
     precision: str = "float32"
     wait_s: float = 14400.0
     folder: str = ""
+    deterministic: bool = False
 
 
 def build(lesson: Lesson, device: torch.device) -> tuple[Encoder, ProxyContrast, torch.optim.Optimizer]:
@@ -136,6 +141,9 @@ def _train(job: Job) -> None:
     view = {"height": job.source.height, "width": job.source.width}
     ranks = TorchRanks(context.get_world_rank(), context.get_world_size(), **view)
     torch.set_num_threads(job.threads)
+    if job.deterministic:
+        be_deterministic()
+    study = Study(job.folder, storage.write_bytes)
     device = ray.train.torch.get_device()
     state = resumed() or started(job)
     # Whoever has a state needs the first weights no more, and their file may be gone.
@@ -151,15 +159,7 @@ def _train(job: Job) -> None:
         criterion=criterion,
         optimizer=optimizer,
         batches=open_batches(job.source, job.board, ranks, wait_s=job.wait_s),
-        relator=RayRelator(
-            job.relation_actor,
-            attempt=broadcast_from_rank_zero(uuid.uuid4().hex),
-            rank=ranks.rank,
-            ranks=ranks.size,
-            judged_by=job.judged_by,
-            precision=job.precision,
-            wait_s=job.wait_s,
-        ),
+        relator=GuardedRelator(open_relator(job, ranks), study, ranks.rank),
         ranks=ranks,
         planner=plan_picks(job.lesson, cameras),
         rate=rate_at(job.lesson),
@@ -167,7 +167,21 @@ def _train(job: Job) -> None:
         keeper=partial(keep_midway, job.folder, ranks.rank),
         progress=progress,
         splits=job.splits,
+        study=study,
         **job.lesson.fit,
+    )
+
+
+def open_relator(job: Job, ranks: TorchRanks) -> RayRelator:
+    """This rank's door to the relation actor, under a name that the group has to itself."""
+    return RayRelator(
+        job.relation_actor,
+        attempt=broadcast_from_rank_zero(uuid.uuid4().hex),
+        rank=ranks.rank,
+        ranks=ranks.size,
+        judged_by=job.judged_by,
+        precision=job.precision,
+        wait_s=job.wait_s,
     )
 
 

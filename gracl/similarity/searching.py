@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32, Int32, Int64
 from numpy import ndarray
 
-from gracl.errors import ConfigError, GraclError, expected
+from gracl.errors import ConfigError, NonFiniteValue, expected
 from gracl.kernels import Progress, squared_lengths
 from gracl.randomness import rng
 from gracl.similarity.approximate import Flat, open_index
@@ -223,6 +223,6 @@ def _check_finite(table: Feature[ndarray, "rows dim"], threads: int) -> None:
     """Refuses NaN and infinity, which would make every order meaningless."""
     bad = np.flatnonzero(~np.isfinite(squared_lengths(table, threads=threads)))
     if len(bad):
-        raise GraclError(
+        raise NonFiniteValue(
             expected("finite features", f"NaN or infinity in {len(bad)} rows {bad[:5].tolist()}", "check the loss")
         )

@@ -36,7 +36,7 @@ SECTIONS = [
     (
         Relations,
         relate,
-        {"features", "epoch", "cameras", "find", "threads", "device", "progress", "overlap"},
+        {"features", "epoch", "cameras", "previous", "find", "threads", "device", "progress", "overlap"},
     ),  # the last is fit's
     (EncoderSection, build_encoder, {"seed"}),
     (Loss, ProxyContrast, set()),

@@ -8,9 +8,10 @@ import torch
 
 from gracl.errors import NonFiniteLoss
 from gracl.learning.encoder import Encoder
-from gracl.learning.fit import autocast, encode, normalise, train_epoch, watched
+from gracl.learning.fit import autocast, encode, train_epoch, watched
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer
+from gracl.learning.pixels import normalise
 from gracl.local import OneRank
 from gracl.types import (
     IMAGENET_MEAN,

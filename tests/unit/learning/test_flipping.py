@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from gracl.learning.fit import encode, normalise
+from gracl.learning.fit import encode
 from gracl.learning.flipping import average, encode_with_mirror, mirrored
+from gracl.learning.pixels import normalise
 from gracl.randomness import rng
 from gracl.types import Batch, FeatureTable
 from tests.dolls import small_encoder

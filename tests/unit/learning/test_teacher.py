@@ -45,9 +45,9 @@ def test_the_teacher_scans_is_judged_and_is_kept():
     seen = []
 
     class Watching(Dolls):
-        def relate(self, epoch, part):
+        def relate(self, epoch, part, previous=None):
             seen.append(part.features.copy())
-            return super().relate(epoch, part)
+            return super().relate(epoch, part, previous)
 
     alone, taught = Watching(), Watching()
     alone.fit(epochs=2, **splits)

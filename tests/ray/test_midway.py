@@ -75,7 +75,7 @@ class Killer(threading.Thread):
 
 @pytest.mark.timeout(600)  # the run that nobody disturbs, and one that begins twice
 def test_a_run_whose_worker_is_killed_within_an_epoch_goes_on_from_the_step(
-    ray_cluster, toy_shards, runs, unbroken, capsys
+    ray_cluster, toy_shards, runs, unbroken, capfd
 ):
     killer = Killer(runs / "killed")
     killer.start()
@@ -83,7 +83,7 @@ def test_a_run_whose_worker_is_killed_within_an_epoch_goes_on_from_the_step(
     killer.join(10)
     assert killer.killed, "no worker was killed: this run proves nothing"
     assert not psutil.pid_exists(killer.killed)
-    assert re.findall(NOTE, capsys.readouterr().err) == [("2", str(step_of(killer.newest)))]
+    assert re.findall(NOTE, capfd.readouterr().err) == [("2", str(step_of(killer.newest)))]
     assert_same_run(load_state(result["checkpoint"]), unbroken)
     assert_told_once(result["tracking_uri"], result["mlflow_run_id"])
     assert left_in(runs / "killed") == [], "the epoch's own checkpoint is there"

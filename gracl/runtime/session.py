@@ -57,7 +57,7 @@ def session(demand: Demand) -> Iterator[None]:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """A Ray that is started in this block listens at 127.0.0.1 alone.
+    """A Ray that is started in this block listens at 127.0.0.1 alone (not so torch's ranks: where they meet is open).
 
     Else it listens on every address of the machine, and whoever reaches it can run what he likes. Ray has no setting
     for that, and takes `_node_ip_address="127.0.0.1"` for the machine's own address; but it keeps to loopback where it

@@ -1,6 +1,7 @@
 """Files that attack: code in them is not run, and what they claim is not believed before it is seen."""
 
 import ast
+import hashlib
 import json
 import os
 import pickle
@@ -179,12 +180,12 @@ def shards(tmp_path: Path) -> Path:
 
 
 def claim(shards: Path, content: bytes | None = None, **values: Any) -> str:
-    """Puts other content into the only shard, and says so, and other things, in the manifest."""
+    """Puts other content into the only shard, and says so with its checksum, and other things, in the manifest."""
     manifest = shards / "train/manifest.json"
     said = json.loads(manifest.read_text())
     if content is not None:
         (shards / "train/shard-00000.arrow").write_bytes(content)
-        values = {"bytes": len(content)} | values
+        values = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} | values
     said["shards"][0] |= values
     said["num_images"] = values.get("rows", said["num_images"])
     manifest.write_text(json.dumps(said))
@@ -282,7 +283,7 @@ def test_flipped_bytes_of_a_shard_never_crash(shards: Path) -> None:
             outcomes.add("read" if images == [picture(1), picture(2)] else "another picture")
         except ShardError:
             outcomes.add("refused")
-    assert "refused" in outcomes  # only the checksum (`verify`) tells of what a picture's bytes hold
+    assert "refused" in outcomes  # only a checksum, which whoever flips them may forge, tells of what a picture's bytes hold
 
 
 def test_code_in_a_shard_is_not_run(shards: Path, mark: Path) -> None:

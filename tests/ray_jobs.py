@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-from ray.train import UserCallback
-
 import ray.train
 import torch
+from mlflow import MlflowClient
+from ray.train import UserCallback
 
 from gracl.errors import ImageError
 from gracl.learning.encoder import Encoder

@@ -2,8 +2,9 @@
 
 An epoch depends on weights, optimizer and epoch number alone (architecture.md 5.11), so that is what is saved, with the
 teacher's weights where there is one. Banks, labels and generators are not: the next epoch makes its own. Only where
-labels are one epoch old (docs/decisions/0012-overlap) are those saved which the next epoch will learn. A state from
-within an epoch (docs/decisions/0023) has what the rest of that epoch needs beside, as its `midway`.
+labels are one epoch old (docs/decisions/0012-overlap) are those saved which the next epoch will learn, and where it may
+fall back on older ones (docs/decisions/0024-too-few-clusters) those. A state from within an epoch (docs/decisions/0023)
+has what the rest of that epoch needs beside, as its `midway`.
 """
 
 import os
@@ -74,7 +75,8 @@ class TrainState:
         encoder: `Encoder.options`.
         view: {"height": pixels, "width": pixels} of the images the encoder was trained on.
         history: the figures of every epoch completed, by name.
-        assignment: what the next epoch learns, made of the scan of the last one; None where it makes its own.
+        assignment: what the next epoch learns, made of the scan of the last one; or what the last one learnt, where
+            its labels are there to fall back on; None where neither is asked for.
         teacher: state dict of the teacher, which then is the model to use; None where there is none.
         midway: how far the next epoch is, and `assignment` is then for the one after it; None at an epoch's end.
     """
@@ -122,7 +124,7 @@ class TrainState:
         Args:
             figures: the epoch's, by name; `score`, where it is among them, decides whether it is the best. Of equal
                 ones the later is, as Ray Train has it, which keeps the best checkpoint.
-            assignment: what the next epoch is to learn, where that is decided already.
+            assignment: what the next epoch is to learn, where that is decided already, or may fall back on.
         """
         epoch, best, best_epoch = self.epoch + 1, self.best, self.best_epoch
         if score in figures and (best is None or figures[score] >= best):

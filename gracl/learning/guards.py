@@ -97,7 +97,7 @@ def bad_step(
         features: those of all ranks, in the order of the ticket.
         norm: of the gradient.
         criterion: makes the terms of each rank once more.
-        learner: whose gradients and weights are looked through.
+        learner: whose weights are looked through; clipping has made all its gradients what the norm is.
         rank: this one.
     """
     images = tickets[batch.ticket]
@@ -116,7 +116,6 @@ def bad_step(
         "bad_ranks": [part["rank"] for part in bad],
         "gradient_norm": norm.item(),
         "bad_proxies": proxies,
-        "bad_gradients": [name for name, weight in weights.items() if weight.grad is not None and _is_bad(weight.grad)],
         "bad_weights": [name for name, weight in weights.items() if _is_bad(weight)],
         "ranks": parts,
     }

@@ -98,5 +98,5 @@ def bit_sum(values: Tensor) -> Int64[Tensor, ""]:
     that are swapped are seen.
     """
     words = values.detach().reshape(-1).view(_WORDS[values.element_size()]).to(torch.int64)
-    factors = torch.arange(1, 2 * len(words), 2, device=words.device)
+    factors = 2 * torch.arange(len(words), device=words.device) + 1
     return (words * factors).sum()

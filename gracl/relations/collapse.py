@@ -78,7 +78,7 @@ def settle(
     eps: float,
     largest: float,
     again: Callable[[float], Int64[ndarray, "images"]],
-    previous: Int64[ndarray, "images"] | None = None,
+    previous: Int64[ndarray, "images_before"] | None = None,
     epoch: int = 0,
 ) -> Settled:
     """Does what the fallback says where clusters are too few; whether they are enough then is for the caller to check.
@@ -120,7 +120,7 @@ def words(figures: Mapping[str, float]) -> str:
     return f"{begun}; {', '.join(told) or 'nothing could be tried'}"
 
 
-def _kept(labels: Int64[ndarray, "images"], previous: Int64[ndarray, "images"] | None, eps: float) -> Settled:
+def _kept(labels: Int64[ndarray, "images"], previous: Int64[ndarray, "images_before"] | None, eps: float) -> Settled:
     if previous is None:
         return Settled(labels, eps, {}, "and there are no labels of an epoch before it that could be kept")
     if len(previous) != len(labels):

@@ -89,7 +89,7 @@ def relate(
     *,
     epoch: int = 0,
     cameras: Int64[ndarray, "images"] | None = None,
-    previous: Int64[ndarray, "images"] | None = None,
+    previous: Int64[ndarray, "images_before"] | None = None,
     centre: Centre = "none",
     centre_k: int = 150,
     k1: int = 30,

@@ -283,7 +283,9 @@ def test_flipped_bytes_of_a_shard_never_crash(shards: Path) -> None:
             outcomes.add("read" if images == [picture(1), picture(2)] else "another picture")
         except ShardError:
             outcomes.add("refused")
-    assert "refused" in outcomes  # only a checksum, which whoever flips them may forge, tells of what a picture's bytes hold
+    assert (
+        "refused" in outcomes
+    )  # only a checksum, which whoever flips them may forge, tells of what a picture's bytes hold
 
 
 def test_code_in_a_shard_is_not_run(shards: Path, mark: Path) -> None:

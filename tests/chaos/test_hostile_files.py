@@ -285,7 +285,7 @@ def test_flipped_bytes_of_a_shard_never_crash(shards: Path) -> None:
             outcomes.add("refused")
     assert (
         "refused" in outcomes
-    )  # only a checksum, which whoever flips them may forge, tells of what a picture's bytes hold
+    )  # a forged checksum tells nothing of what is in a picture
 
 
 def test_code_in_a_shard_is_not_run(shards: Path, mark: Path) -> None:

@@ -3,7 +3,7 @@
 An epoch of GRACL is four lines: scan the images into features, relate the features into labels and proxies, plan which
 image is learnt when, pick and train. They are written here once; `gracl.local` and `gracl.runtime` bring the ports.
 An epoch starts from weights (those of a teacher too, where there is one), optimizer and epoch number alone (with
-`overlap` also from the assignment that is one epoch old, with `fall_back` from the labels before), so a crash costs at
+`overlap` also from the assignment that is one epoch old, with `fall_back` from its labels), so a crash costs at
 most the epoch under way, and less where `midway.py` keeps states within it.
 """
 

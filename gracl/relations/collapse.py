@@ -13,7 +13,6 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from gracl.errors import ConfigError, GraclError, expected
-from gracl.relations.clustering import Clustering
 from gracl.types import NOISE
 
 OnCollapse = Literal["stop", "keep_previous", "relax_eps"]
@@ -37,7 +36,7 @@ class Fallback:
     relax_factor: float = 1.1
     relax_tries: int = 5
 
-    def check(self, clustering: Clustering) -> None:
+    def check(self, clustering: str) -> None:
         """Refuses what no epoch could be told by.
 
         Raises:

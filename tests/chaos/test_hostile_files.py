@@ -283,9 +283,7 @@ def test_flipped_bytes_of_a_shard_never_crash(shards: Path) -> None:
             outcomes.add("read" if images == [picture(1), picture(2)] else "another picture")
         except ShardError:
             outcomes.add("refused")
-    assert (
-        "refused" in outcomes
-    )  # a forged checksum tells nothing of what is in a picture
+    assert "refused" in outcomes  # a forged checksum tells nothing of what is in a picture
 
 
 def test_code_in_a_shard_is_not_run(shards: Path, mark: Path) -> None:

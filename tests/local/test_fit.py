@@ -1,11 +1,15 @@
 """The whole method in one process, on the toy world."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import local_twin
 from benchmarks.local_twin import learn
-from gracl.errors import ClusteringCollapsed
+from gracl import local
+from gracl.errors import ClusteringCollapsed, NonFiniteLoss, NonFiniteValue
 from gracl.images.ingesting import ingest_here
 from gracl.images.synthetic import write_world
 from gracl.learning.checkpoint import TrainState, load_state, save_state
@@ -129,6 +133,30 @@ def test_the_bank_and_the_labels_move_the_weights(toy_shards, unbroken):
 def test_everything_noise_is_refused_with_a_way_out(toy_shards):
     with pytest.raises(ClusteringCollapsed, match="eps"):
         learn(toy_config(toy_shards, relations__eps=0.001, relations__min_samples=30))
+
+
+@pytest.mark.parametrize(
+    ("training", "error", "name"),
+    [
+        (True, NonFiniteLoss, "non_finite-epoch-0000-step-0000.json"),
+        (False, NonFiniteValue, "non_finite-epoch-0000-scan-rank-0.json"),
+    ],
+)
+def test_a_feature_that_is_none_is_refused_and_left_in_the_folder(
+    toy_shards, tmp_path, monkeypatch, training, error, name
+):
+    build = local_twin.build
+
+    def broken(lesson, device):
+        encoder, *others = build(lesson, device)
+        encoder.register_forward_hook(lambda module, _, rows: rows * (np.nan if module.training == training else 1))
+        return encoder, *others
+
+    monkeypatch.setattr(local_twin, "build", broken)
+    monkeypatch.setattr(local, "fit", partial(local.fit, folder=str(tmp_path)))
+    with pytest.raises(error, match=f"kept for study in {tmp_path}/{name}"):
+        learn(toy_config(toy_shards, data__query="", data__gallery=""))
+    assert (tmp_path / name).is_file()
 
 
 def test_a_run_without_query_and_gallery_is_not_judged(toy_shards):

@@ -25,6 +25,7 @@ from gracl.sections import (
     Relations,
     Reranking,
     Sampling,
+    Scale,
     Schedule,
     Views,
 )
@@ -69,6 +70,7 @@ def test_fit_takes_its_options_from_the_root_of_the_config():
     for name in ("eval_every", "eval_untrained", "eval_stability", "precision", "clip_norm"):
         assert TrainConfig.model_fields[name].default == parameters[name].default
     assert Relations.model_fields["overlap"].default == parameters["overlap"].default
+    assert Scale.model_fields["check_ranks_every"].default == parameters["check_ranks_every"].default
 
 
 def test_fit_takes_when_to_keep_a_state_from_the_section_checkpoint():
@@ -96,6 +98,18 @@ def test_relate_is_not_told_of_the_overlap_and_the_recipe_is():
     assert set(Relations().options()) == set(Relations.model_fields) - {"overlap"}
     fresh, stale = (TrainConfig(data={"root": "x"}, relations={"overlap": overlap}) for overlap in (False, True))
     assert fresh.fingerprint() != stale.fingerprint()
+
+
+def test_a_run_begun_before_there_was_a_policy_goes_on_and_another_policy_is_another_recipe():
+    plain = TrainConfig(data={"root": "x"})
+    assert not [name for name in plain.recipe() if "collapse" in name or "relax" in name or "least" in name]
+    kept, relaxed, more = (
+        TrainConfig(data={"root": "x"}, relations=changes).recipe()
+        for changes in ({"on_collapse": "keep_previous"}, {"on_collapse": "relax_eps"}, {"least_clusters": 3})
+    )
+    assert set(kept) - set(plain.recipe()) == {"relations.on_collapse"}
+    assert set(relaxed) - set(kept) == {"relations.relax_factor", "relations.relax_tries"}
+    assert set(more) - set(plain.recipe()) == {"relations.least_clusters"}
 
 
 def test_a_config_cannot_be_changed():
@@ -132,6 +146,14 @@ def test_a_config_cannot_be_changed():
         ({"relations": {"reliability": 0.5, "clustering": "infomap"}}, "an eps between 0.02 and 0.98"),
         ({"relations": {"reliability": 0.5, "eps": 0.98}}, "an eps between 0.02 and 0.98"),
         ({"relations": {"reliability": 0.5, "eps": 0.06, "eps_first": 0.3}}, "an eps between 0.02 and 0.98"),
+        (
+            {"relations": {"on_collapse": "relax_eps", "clustering": "hdbscan"}},
+            "clustering=dbscan with relations.on_coll",
+        ),
+        (
+            {"relations": {"on_collapse": "relax_eps", "clustering": "infomap"}},
+            "clustering=dbscan with relations.on_coll",
+        ),
         ({"relations": {"eps_first": 0.9, "clustering": "hdbscan"}}, "relations.eps_first=1 with clustering=hdbscan"),
         ({"relations": {"foreign": "centroids", "inter_rule": "cluster_mean"}}, "with relations.foreign=centroids"),
         ({"relations": {"space": "jaccard", "foreign": "centroids"}}, "with relations.space=jaccard"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gracl import measuring
-from gracl.errors import GraclError
+from gracl.errors import ClusteringCollapsed, GraclError
 from gracl.relations.relate import relate
 from gracl.runtime.relation_actor import RelationActor
 from gracl.types import FeatureTable
@@ -23,6 +23,17 @@ def test_parts_of_either_precision_are_one_table(precision):
     expect = relate(np.repeat(np.eye(4, 8, dtype=precision), 5, axis=0), epoch=3, **OPTIONS)
     np.testing.assert_array_equal(found.labels, expect.labels)
     assert (found.epoch, found.clusters) == (3, 4)
+
+
+def test_the_labels_of_the_epoch_before_come_with_the_first_part():
+    previous, halves = np.arange(20) % 5, parts()
+    halves[0].append(previous)
+    actor = RelationActor(20, options=OPTIONS | {"eps": 0.001, "min_samples": 30, "on_collapse": "keep_previous"})
+    found = actor._relate(3, halves)
+    np.testing.assert_array_equal(found.labels, previous)
+    assert found.stats["kept_previous"] == 1
+    with pytest.raises(ClusteringCollapsed, match="no labels of an epoch before"):
+        actor._relate(3, parts())
 
 
 def test_features_that_do_not_fit_are_refused_before_they_are_gathered(monkeypatch):

@@ -180,6 +180,15 @@ def test_every_rank_builds_the_same_model_from_the_seed():
     assert not torch.equal(first[KERNEL], other[KERNEL])
 
 
+def test_a_lesson_says_what_is_fallen_back_on_and_how_often_ranks_are_compared():
+    plain = describe_lesson(toy_config("nowhere")).fit
+    asked = describe_lesson(
+        toy_config("nowhere", relations__on_collapse="keep_previous", scale__check_ranks_every=5)
+    ).fit
+    assert (plain["fall_back"], plain["check_ranks_every"]) == (False, 0)
+    assert (asked["fall_back"], asked["check_ranks_every"]) == (True, 5)
+
+
 def test_every_rank_plans_the_same_from_seed_and_sampling():
     config = toy_config("nowhere", seed=3)
     labels, cameras = np.arange(40) % 5, np.arange(40) % 3

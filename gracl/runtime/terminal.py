@@ -164,12 +164,12 @@ def _watch(board: Any, epochs: int, done: int, out: TextIO, stop: threading.Even
     while not stop.wait(0.5):
         try:
             asked = [board.look.remote(seen), board.notes.remote(heard)]
-            ((phase, count, total), news), notes = ray.get(asked, timeout=SECONDS_TO_LOOK)
+            ((phase, count, total), news), asides = ray.get(asked, timeout=SECONDS_TO_LOOK)
         except ray.exceptions.GetTimeoutError:
             continue  # a machine that swaps: nothing to show now
         except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError):
             return  # the run is over or lost; its own error says so
-        for note in notes:
+        for note in asides:
             heard += 1
             meter.clear()
             out.write(f"note: {note}\n")

@@ -58,7 +58,7 @@ def test_an_error_of_a_task_keeps_its_class_and_leaves_nothing(ray_cluster: None
     storage.write_bytes(f"{raw}/b.jpg", b"x")
     with pytest.raises(ImageError, match="came 1 that cannot:\n  b.jpg: "):
         pack(raw=raw, out=str(tmp_path / "out"), layout="unlabelled")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_jobs_come_back_with_their_place(ray_cluster: None) -> None:

@@ -10,10 +10,12 @@ has not for `stale` seconds is dead. Elsewhere also means another container, who
 """
 
 import _thread
+import ctypes
 import getpass
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -221,7 +223,7 @@ class Lock:
                     return
                 self.lost = f"the lock {self._uri} is gone: somebody took {self._what} over, or deleted it"
                 self._tell(f"{self.lost}; stopping")
-                _thread.interrupt_main()
+                _interrupt_main()
                 return
             except (OSError, GraclError) as error:
                 if not failed:
@@ -236,6 +238,15 @@ class Lock:
             raise FileNotFoundError(self._uri)
         self._beats += 1
         self._put()
+
+
+def _interrupt_main() -> None:
+    """A KeyboardInterrupt in the main thread, also where the shell that began this in its background ignores Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        _thread.interrupt_main()
+        return
+    main = ctypes.c_ulong(threading.main_thread().ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(KeyboardInterrupt))
 
 
 def _others(folder: str, mine: str = "") -> Iterator[tuple[str, Holder | None]]:

@@ -1,6 +1,7 @@
 """`ray job submit` against a head and two more raylets, with token authentication: as people use clusters."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -85,7 +86,7 @@ def test_a_training_that_is_refused_is_a_failed_job(cluster, toy_shards, runs):
 
 
 def test_without_the_token_nobody_is_let_in(cluster):
-    stranger = LocalCluster(cluster.home, {**cluster.environment, "RAY_AUTH_TOKEN": "0" * 64})
+    stranger = replace(cluster, environment={**cluster.environment, "RAY_AUTH_TOKEN": "0" * 64})
     said = stranger.command("ray", "job", "list")
     assert said.code != 0
     assert "401" in said.text or "nauthorized" in said.text or "token" in said.text

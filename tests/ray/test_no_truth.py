@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.local_twin import learn
+from gracl.images import storage
 from gracl.images.manifests import read_manifest
 from gracl.images.shards import ShardStore
 from gracl.learning.checkpoint import load_state
@@ -19,7 +20,7 @@ from tests.toy import toy_config
 
 @pytest.fixture(scope="module")
 def lying_shards(toy_shards, tmp_path_factory):
-    """The toy shards with random identities in the train split."""
+    """The toy shards with random identities in the train split, and checksums that fit them."""
     root = tmp_path_factory.mktemp("lying") / "shards"
     shutil.copytree(toy_shards, root)
     for shard in read_manifest(str(root), "train").shards:
@@ -27,7 +28,10 @@ def lying_shards(toy_shards, tmp_path_factory):
         table = pa.ipc.open_file(path.read_bytes()).read_all()
         noise = rng(0, "lies", shard.first_index).integers(1, 9, table.num_rows)
         column = table.schema.get_field_index("object_id")
+        before = storage.sha256_of(path)
         _replace(path, table.set_column(column, "object_id", pa.array(noise)))
+        manifest = root / "train" / "manifest.json"
+        manifest.write_text(manifest.read_text().replace(before, storage.sha256_of(path)))
     return str(root)
 
 

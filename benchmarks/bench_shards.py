@@ -44,9 +44,16 @@ def ask(table: np.ndarray, shards: int, threads: int, precision: str) -> tuple[A
     """One relation on so many shards, after one that warms the processes."""
     options = OPTIONS | {"shards": shards, "precision": precision, "device": "cpu"}
     actor = start_relation_actor(
-        cpus=0, gpus=0, shards=(1.0, 0.0), images=len(table), options=options, threads=threads, board=None
+        wait_s=3600.0,
+        cpus=0,
+        gpus=0,
+        shards=(1.0, 0.0),
+        images=len(table),
+        options=options,
+        threads=threads,
+        board=None,
     )
-    relator = RayRelator(actor, attempt="bench", rank=0, ranks=1, precision=precision)
+    relator = RayRelator(actor, attempt="bench", rank=0, ranks=1, precision=precision, wait_s=3600.0)
     part = FeatureTable(np.arange(len(table)), table)
     relator.relate(0, part)
     before, began = loopback_bytes(), time.perf_counter()

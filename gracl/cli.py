@@ -91,7 +91,7 @@ def read_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: not YAML, or nested too deeply.
-        ValueError: a number or day that Python does not know, a text that is not UTF-8.
+        ValueError: a number or day that Python does not know.
         ConfigError: aliases that stand for more than `MAX_VALUES` values, or for themselves. A few lines could stand
             for more than memory holds, which would be noticed only where they are written out, in an error's text.
     """

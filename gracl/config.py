@@ -15,18 +15,12 @@ from gracl.errors import expected
 from gracl.sections import (
     Checkpoints,
     Count,
-    Crew,
     Data,
     EncoderSection,
-    Expansion,
-    Judged,
     Loss,
     Optim,
-    Place,
     Positive,
     Relations,
-    Reranking,
-    Reviewed,
     Sampling,
     Scale,
     Schedule,
@@ -87,33 +81,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":
-        batch = self.sampling.objects * self.sampling.images_per_object
-        self._crews_fit(batch)
-        refuse_unless(
-            self.sampling.objects % self.scale.workers == 0,
-            "sampling.objects that the workers can share equally",
-            f"{self.sampling.objects} objects and scale.workers={self.scale.workers}",
-            "make sampling.objects a multiple of scale.workers",
-        )
-        part, group = batch // self.scale.workers, self.encoder.bn_group
-        refuse_unless(
-            not group or group >= batch or part % group == 0,
-            "encoder.bn_group that divides each worker's part, so that the number of workers changes nothing",
-            f"bn_group={group} and {part} images for each of {self.scale.workers} workers",
-            "choose a smaller bn_group, fewer workers, or 0 for 'whatever a worker has'",
-        )
-        refuse_unless(
-            not group or group < batch or self.scale.workers == 1,
-            "encoder.bn_group that one worker can hold",
-            f"bn_group={group} for {part} images of each worker",
-            "choose a smaller bn_group or one worker",
-        )
-        refuse_unless(
-            self.scan_batch % self.scale.workers == 0,
-            "scan_batch that the workers can share equally",
-            f"{self.scan_batch} images and scale.workers={self.scale.workers}",
-            "make scan_batch a multiple of scale.workers",
-        )
+        self._crews_fit()
         refuse_unless(
             self.relations.k2 <= self.relations.k1,
             "relations.k2 of at most relations.k1",
@@ -217,32 +185,48 @@ class TrainConfig(Section):
         )
         return self
 
-    def _crews_fit(self, batch: int) -> None:
-        """Whatever number of workers an elastic run has, its batches are the same and each has an equal part."""
+    def _crews_fit(self) -> None:
+        """Whatever number of workers a run has, its batches are the same and each worker has an equal part."""
         scale, group = self.scale, self.encoder.bn_group
+        batch = self.sampling.objects * self.sampling.images_per_object
         refuse_unless(
             scale.min_workers <= scale.workers,
             "scale.min_workers of at most scale.workers",
             f"min_workers={scale.min_workers}, workers={scale.workers}",
             "lower scale.min_workers; 0 for a run that always has scale.workers",
         )
-        if not scale.min_workers:
-            return
         refuse_unless(
-            group > 0,
+            group > 0 or not scale.min_workers,
             "encoder.bn_group above 0 with scale.min_workers: else another number of workers trains another network",
             f"bn_group={group}",
             "set encoder.bn_group to what the smallest part of a worker holds, or scale.min_workers=0",
         )
+        advice = ", or raise scale.min_workers" if scale.min_workers else ""
         for workers in scale.crews():
             refuse_unless(
-                self.sampling.objects % workers == 0
-                and self.scan_batch % workers == 0
-                and (workers == 1 or (batch // workers) % group == 0),
-                "sampling.objects and scan_batch that every number of workers from scale.min_workers to scale.workers "
-                "can share equally, each part a multiple of encoder.bn_group",
-                f"{self.sampling.objects} objects, scan_batch={self.scan_batch}, bn_group={group}, {workers} workers",
-                "raise scale.min_workers, or take batches that all of them divide (12 objects for 1 to 4 workers)",
+                self.sampling.objects % workers == 0,
+                "sampling.objects that the workers can share equally",
+                f"{self.sampling.objects} objects and {workers} workers",
+                f"make sampling.objects a multiple of the number of workers{advice}",
+            )
+            part = batch // workers
+            refuse_unless(
+                not group or group >= batch or part % group == 0,
+                "encoder.bn_group that divides each worker's part, so that the number of workers changes nothing",
+                f"bn_group={group} and {part} images for each of {workers} workers",
+                f"choose a smaller bn_group, fewer workers, or 0 for 'whatever a worker has'{advice}",
+            )
+            refuse_unless(
+                not group or group < batch or workers == 1,
+                "encoder.bn_group that one worker can hold",
+                f"bn_group={group} for {part} images of each worker",
+                "choose a smaller bn_group or one worker",
+            )
+            refuse_unless(
+                self.scan_batch % workers == 0,
+                "scan_batch that the workers can share equally",
+                f"{self.scan_batch} images and {workers} workers",
+                f"make scan_batch a multiple of the number of workers{advice}",
             )
 
     def _rules_fit(self) -> None:
@@ -307,108 +291,6 @@ class IngestConfig(Section):
     overwrite: bool = Field(False, description="replace splits that exist")
     allow_shared_identities: bool = Field(False, description="let train share identities with query or gallery")
     tasks: Count = Field(0, description="shards written at a time; 0: as many as there are CPUs")
-
-
-class ModelConfig(Section):
-    """What extract and evaluate have in common: a model and the part of the cluster to use."""
-
-    checkpoint: str = Field(description="folder of a checkpoint (or its state.pt); it knows its image size")
-    batch: Positive = Field(256, description="images of a worker's batch")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="as in training")
-    flip: bool = Field(False, description="average the features of an image and its mirror image; twice the work")
-    scale: Crew = Crew()
-
-
-class ExtractConfig(ModelConfig):
-    """Features of one split, written as Arrow files."""
-
-    data: Place
-    split: str = Field("gallery", description="the split to describe")
-    out: str = Field(description="folder for the feature table")
-
-
-class EvaluateConfig(ModelConfig):
-    """mAP, mINP and CMC of a checkpoint, plain, and after the post-processing that is asked for."""
-
-    data: Judged
-    out: str | None = Field(None, description="folder for the report, per-query results and the ranked sheet")
-    expand: bool = Field(False, description="expand queries by what they find (post-processing; before rerank)")
-    expansion: Expansion = Expansion()
-    rerank: bool = Field(False, description="re-rank by k-reciprocal neighbours (post-processing)")
-    reranking: Reranking = Reranking()
-
-    @model_validator(mode="after")
-    def _fits(self) -> "EvaluateConfig":
-        for switch, on, section in (
-            ("expand", self.expand, self.expansion),
-            ("rerank", self.rerank, self.reranking),
-        ):
-            refuse_unless(
-                on or section == type(section)(),
-                f"{switch}=true beside settings of it",
-                f"{switch}=false and {section!r}",
-                f"set {switch}=true, or leave them out",
-            )
-        refuse_unless(
-            self.reranking.k2 <= self.reranking.k1,
-            "reranking.k2 of at most reranking.k1",
-            f"k2={self.reranking.k2}, k1={self.reranking.k1}",
-            "lower reranking.k2",
-        )
-        return self
-
-    def processing(self) -> dict[str, Any]:
-        """The post-processing that is asked for, with its settings, in the order in which it is done."""
-        done: dict[str, Any] = {"flip": True} if self.flip else {}
-        done |= {"expand": self.expansion.options()} if self.expand else {}
-        return done | ({"rerank": self.reranking.options()} if self.rerank else {})
-
-
-class ReviewConfig(ModelConfig):
-    """One page on a checkpoint: figures, ranked results, clusters with their proxies, noise, a map of the features."""
-
-    data: Reviewed
-    out: str = Field(description="the HTML file to write; it holds the pictures it shows")
-    identities: bool = Field(
-        False, description="read the train split's identities, too: right and wrong in clusters, ARI, NMI, purity"
-    )
-    queries: Positive = Field(9, description="queries on the ranked sheet: hardest, most ordinary and easiest")
-    clusters: Positive = Field(4, description="clusters of each kind on the sheets")
-    relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the task that clusters")
-    relation_threads: Positive = Field(1, description="its threads")
-    log: bool = Field(True, description="put the page into the MLflow run of the training, where that is known")
-    tracking_uri: str | None = Field(None, description="MLflow of that run; default: where the training wrote")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "ReviewConfig":
-        refuse_unless(
-            bool(self.data.query) == bool(self.data.gallery),
-            "data.query and data.gallery together, or neither",
-            f"query={self.data.query!r}, gallery={self.data.gallery!r}",
-            "name both splits, or set both to ''",
-        )
-        refuse_unless(
-            bool(self.data.query) or "queries" not in self.model_fields_set,
-            "data.query beside queries",
-            "data.query=''",
-            "leave out queries, or name the splits",
-        )
-        refuse_unless(
-            self.log or self.tracking_uri is None,
-            "log=true beside tracking_uri",
-            "log=false",
-            "leave out one of them",
-        )
-        refuse_unless(not self.flip, "flip=false: a review is of plain features", "flip=true", "leave it out")
-        return self
-
-
-class PublishConfig(Section):
-    """A checkpoint as a registered MLflow model."""
-
-    checkpoint: str = Field(description="folder of a checkpoint in the folder of its run")
-    model: Name = Field(description="name under which it is registered")
-    tracking_uri: str | None = Field(None, description="MLflow of the run; default: where the training wrote")
 
 
 class SynthesizeConfig(Section):

@@ -70,6 +70,10 @@ class RanksDiffer(GraclError):
     """Ranks that are to hold the same weights do not, bit for bit."""
 
 
+class WaitedTooLong(GraclError):
+    """Something that was waited for did not come in time, though nobody that was to bring it has died."""
+
+
 class TrainingFailed(GraclError):
     """A training that ended for a reason outside gracl: lost machines, a full disk, an error in a library."""
 

@@ -301,6 +301,8 @@ def _age(uri: str, new: str) -> float:
         with storage.answered(uri):
             return float((fs.modified(newer) - fs.modified(path)).total_seconds())
     except (FileNotFoundError, NotImplementedError, KeyError):
+        # The other file was given back meanwhile, or the store keeps no times (of which fsspec has two ways to say so):
+        # it is then waited for from now on, which is longer, and takes nothing from anybody.
         return 0.0
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gracl.errors import expected
+from gracl.types import MAX_SIDE
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -65,8 +66,8 @@ class Data(Place):
     train: str = Field("train", description="split to learn from; its identities are never read")
     query: str = Field("query", description="split of queries for the evaluation; '' for none")
     gallery: str = Field("gallery", description="split that queries are looked up in; '' for none")
-    height: Positive = Field(256, le=4096, description="pixels")
-    width: Positive = Field(128, le=4096, description="pixels")
+    height: Positive = Field(256, le=MAX_SIDE, description="pixels")
+    width: Positive = Field(128, le=MAX_SIDE, description="pixels")
 
 
 class Views(Section):

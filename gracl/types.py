@@ -15,6 +15,8 @@ from numpy import ndarray
 from gracl.errors import CoverageError, expected
 
 # The colours that pretrained networks count as zero and as one, as shares of 255, red first.
+# Of the pictures that an encoder sees, in pixels: what settings may ask for and a checkpoint may claim.
+MAX_SIDE = 4096
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

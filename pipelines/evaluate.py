@@ -5,7 +5,7 @@ python pipelines/evaluate.py checkpoint=runs/first/epoch-0050 data.root=shards/m
 """
 
 from gracl.cli import door
-from gracl.config import EvaluateConfig
+from gracl.uses import EvaluateConfig
 
 if __name__ == "__main__":
     door(EvaluateConfig, "gracl.runtime.evaluate:evaluate", __doc__ or "")

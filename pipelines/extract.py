@@ -4,7 +4,7 @@ python pipelines/extract.py checkpoint=runs/first/epoch-0050 data.root=shards/ma
 """
 
 from gracl.cli import door
-from gracl.config import ExtractConfig
+from gracl.uses import ExtractConfig
 
 if __name__ == "__main__":
     door(ExtractConfig, "gracl.runtime.extract:extract", __doc__ or "")

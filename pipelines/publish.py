@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python pipelines/publish.py checkpoint=s3://..
 """
 
 from gracl.cli import door
-from gracl.config import PublishConfig
+from gracl.uses import PublishConfig
 
 if __name__ == "__main__":
     door(PublishConfig, "gracl.runtime.publish:publish", __doc__ or "")

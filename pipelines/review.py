@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python pipelines/review.py checkpoint=s3://...
 """
 
 from gracl.cli import door
-from gracl.config import ReviewConfig
+from gracl.uses import ReviewConfig
 
 if __name__ == "__main__":
     door(ReviewConfig, "gracl.runtime.review:review", __doc__ or "")

@@ -82,7 +82,8 @@ def _break_features(encoder: Encoder, training: bool) -> None:
 
     def broken(module: Encoder, _: Any, features: torch.Tensor) -> torch.Tensor:
         nonlocal seen
-        if module.training != training:
+        # What the ranks pass once before all else, in evaluation mode too, is no scan.
+        if module.training != training or (not training and not torch.is_inference_mode_enabled()):
             return features
         seen += 1
         at = torch.zeros_like(features)

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,8 @@ def _copy(root: str, wanted: Wanted, *, folder: Path) -> None:
             _check(temporary, wanted, root)
             os.replace(temporary, target)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that went away cannot be tidied, and its own error says so
+                temporary.unlink(missing_ok=True)
 
 
 def _is_there(path: Path, wanted: Wanted) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
-from gracl.errors import ConfigError, ImageError, LayoutError, ShardError, expected
+from gracl.errors import ConfigError, ImageError, LayoutError, StorageError, expected
 from gracl.images import storage
 from gracl.images.layouts import Listing, list_images
 from gracl.images.layouts.files import on_one_line, shown
@@ -78,7 +78,8 @@ def write_splits(
         ConfigError: a split exists and `overwrite` is not set, or another ingest is writing there.
         ImageError: images cannot be read.
         LayoutError: the raw folder changed meanwhile, or nothing readable is left of a split.
-        ShardError: what was written did not stay, or could not be written.
+        ShardError: what was written did not stay.
+        StorageError: it could not be written.
     """
     _refuse_existing(listing, out, overwrite)
     try:
@@ -86,7 +87,7 @@ def write_splits(
             _refuse_existing(listing, out, overwrite)  # another one may have ended just now
             return _write(listing, out, list_again, run, progress, on_bad_image, shard_mb=shard_mb, resize=resize)
     except OSError as error:
-        raise ShardError(
+        raise StorageError(
             expected(f"room and leave to write in {out}", error, "see to it, then ingest again")
         ) from error
 

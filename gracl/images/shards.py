@@ -111,10 +111,7 @@ class ShardStore:
             ShardError: an index is not in the split, or a shard is torn, gone, or was changed since it was mapped.
         """
         images = []
-        places = self._places(indices)
-        for shard in {shard for shard, _ in places}:
-            self._refuse_changed(shard)
-        for shard, row in places:
+        for shard, row in self._places(indices):
             mapped = self._shard(shard)
             images.append(mapped.images[mapped.offsets[row] : mapped.offsets[row + 1]])
         return images
@@ -170,9 +167,11 @@ class ShardStore:
                 expected(f"indices from 0 to {len(self) - 1}", came, "does the plan belong to this split?")
             )
         shards = np.searchsorted(self._firsts, indices, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            self._map_anew_if_changed(shard)
         return list(zip(shards.tolist(), (indices - self._firsts[shards]).tolist(), strict=True))
 
-    def _refuse_changed(self, number: int) -> None:
+    def _map_anew_if_changed(self, number: int) -> None:
         """Compares a file that was replaced or written to with its checksum once more."""
         mapped = self._mapped[number]
         if mapped is not None and _stamp(self._folder / self.manifest.shards[number].file) != mapped.stamp:

@@ -1,6 +1,6 @@
 """From encoded bytes to the pictures a network sees: resize, and the altered views of training.
 
-Everything up to the device is `uint8[height, width, 3]`, a quarter of the bytes of float32; `learning/fit.py` makes
+Everything up to the device is `uint8[height, width, 3]`, a quarter of the bytes of float32; `learning/pixels.py` makes
 floats of it where the network runs. No torch here, so that ingest's workers start fast. Augmentations: method.md 4.8.
 """
 

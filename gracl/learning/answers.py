@@ -15,19 +15,15 @@ def ask(
     does but Python, at its own end (a daemon would be killed there in the midst of compiled code, and abort).
     """
     if wait:
-        answer: Future[Assignment] = Future()
-        answer.set_result(relate(epoch, part))
-        return answer
+        return settled(relate(epoch, part))
     thread = ThreadPoolExecutor(1, thread_name_prefix=f"relate-{epoch}")
     answer = thread.submit(relate, epoch, part)
     thread.shutdown(wait=False)
     return answer
 
 
-def settled(assignment: Assignment | None) -> "Future[Assignment] | None":
-    """An answer that is there already; None where there is none."""
-    if assignment is None:
-        return None
+def settled(assignment: Assignment) -> "Future[Assignment]":
+    """An answer that is there already."""
     answer: Future[Assignment] = Future()
     answer.set_result(assignment)
     return answer

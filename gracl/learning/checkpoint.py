@@ -107,7 +107,7 @@ class TrainState:
         next epoch are left out: they were made by the settings of this run.
         """
         view = {"height": height, "width": width}
-        return replace(self, recipe=dict(recipe), view=view, best=None, best_epoch=None, assignment=None)
+        return replace(self, recipe=dict(recipe), view=view, best=None, best_epoch=None, assignment=None, midway=None)
 
     def after(
         self,
@@ -312,7 +312,13 @@ def _unpack_midway(packed: Any, path: Path) -> Midway | None:
     try:
         assignment = unpack_assignment(packed["assignment"], path)
         midway = Midway(**packed | {"assignment": assignment, "untrained": unpack_report(packed["untrained"])})
-        whole = assignment is not None and midway.step > 0 and midway.losses.shape[1:] == (midway.step, 5)
+        whole = (
+            assignment is not None
+            and midway.step > 0
+            and midway.losses.shape[1:] == (midway.step, 5)
+            and all(isinstance(rows, Tensor) for rows in midway.moved.values())
+            and all(type(spent) is float for spent in midway.seconds.values())
+        )
     except (AttributeError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:

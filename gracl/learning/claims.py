@@ -8,9 +8,8 @@ from torch import Tensor
 
 from gracl.errors import CheckpointError, expected
 from gracl.learning.encoder import Encoder, build_encoder
+from gracl.types import MAX_SIDE
 
-# Of the pictures that an encoder sees, in pixels; `data.height` and `data.width` are held to it, too.
-MAX_SIDE = 4096
 # What the values of a state are; what is in them is looked at where it is used.
 _KINDS: dict[str, Any] = {
     "epoch": int,

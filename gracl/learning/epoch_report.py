@@ -36,8 +36,8 @@ class Clock:
 
     def take_up(self, seconds: dict[str, float]) -> None:
         """The epoch was begun by another process, which had taken so long in each phase."""
-        self.seconds = {phase: spent + seconds[phase] for phase, spent in self.seconds.items()}
-        self._before = seconds["epoch"]
+        self.seconds = {phase: spent + seconds.get(phase, 0.0) for phase, spent in self.seconds.items()}
+        self._before = seconds.get("epoch", 0.0)
 
 
 def describe_epoch(

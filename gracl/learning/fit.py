@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -193,15 +193,30 @@ def fit(
 
     untrained = judge(0) if judged and eval_untrained and not state.model else None
     learner, clock = ranks.parallel(encoder), Clock()
-    members: dict[str, Any] = {"encoder": encoder, "criterion": criterion, "optimizer": optimizer, "teacher": teacher}
-    midway = MidwayKeeper(keeper, every_steps, every_minutes, gather=ranks.gather, **members)
-    same = SameWeights(ranks, encoder, optimizer, check_ranks_every)
+    same = SameWeights(ranks, encoder, optimizer, check_ranks_every, teacher=teacher.encoder if teacher else None)
+
+    def look(epoch: int, step: int) -> None:
+        same.before_keeping(epoch, step)
+        check_weights(model, epoch)
+
+    midway = MidwayKeeper(
+        keeper,
+        every_steps,
+        every_minutes,
+        look=look,
+        gather=ranks.gather,
+        encoder=encoder,
+        criterion=criterion,
+        optimizer=optimizer,
+        teacher=teacher,
+    )
     for epoch in range(state.epoch, epochs):
         clock = clock.next()
         set_rate(optimizer, rate(epoch))
         assignment, answer, begun = state.assignment if overlap else None, None, state.midway
         if begun:
-            assignment, answer, untrained = begun.assignment, settled(state.assignment), begun.untrained
+            assignment, untrained = begun.assignment, begun.untrained
+            answer = settled(state.assignment) if state.assignment else None
             clock.take_up(begun.seconds)
         elif assignment is None or epoch + 1 < epochs:  # else nobody would learn from it
             part = describe(splits.train, "scan")
@@ -233,8 +248,7 @@ def fit(
             casting,
             clip_norm,
             progress,
-            partial(same.after_step, epoch),
-            partial(teacher.follow, encoder, epoch * len(plan.tickets)) if teacher else None,
+            [partial(same.after_step, epoch), *following(teacher, encoder, epoch * len(plan.tickets))],
             taken=begun.rows(ranks.rank, ranks.size, device) if begun else (),
             kept=midway.of(state, clock, assignment, answer if overlap else None, untrained),
             study=replace(study, labels=assignment.labels),
@@ -262,6 +276,11 @@ def fit(
     return state
 
 
+def following(teacher: Teacher | None, encoder: Encoder, before: int) -> list[Callable[[int], None]]:
+    """What a teacher does after each step; nothing where there is none. `before`: steps of the epochs before."""
+    return [partial(teacher.follow, encoder, before)] if teacher else []
+
+
 def train_epoch(
     learner: nn.Module,
     criterion: Criterion,
@@ -272,7 +291,7 @@ def train_epoch(
     casting: AbstractContextManager[object],
     clip_norm: float,
     progress: Progress,
-    *stepped: Callable[[int], None] | None,
+    stepped: Sequence[Callable[[int], None]] = (),
     taken: Sequence[Float32[Tensor, "5"]] = (),
     kept: Kept | None = None,
     study: Study = NOWHERE,
@@ -304,10 +323,10 @@ def train_epoch(
             seen = ranks.gather(features.detach())  # the exchange that a healthy rank is about to make too
             raise bad_step(study, batch, tickets, seen, norm, criterion, learner, ranks.rank)
         optimizer.step()
-        for tell in filter(None, stepped):
-            tell(len(rows))
         criterion.update(ranks.gather(features.detach()), tickets[batch.ticket])
-        rows.append(torch.stack([terms.loss, terms.inter, terms.intra, terms.instance, terms.camera]).detach())
+        for tell in stepped:
+            tell(len(rows))
+        rows.append(terms.row())
         progress("train", len(rows), steps)
         if kept:
             kept(rows, steps)

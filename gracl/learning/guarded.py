@@ -32,8 +32,8 @@ class GuardedRelator:
         """Labels and proxies, all of them finite."""
         with self._watched(epoch, scan=part):
             answer = self._relator.relate(epoch, part, previous)
-            check_assignment(answer)
-            return answer
+        check_assignment(answer)
+        return answer
 
     def judge(self, epoch: int, query: FeatureTable, gallery: FeatureTable) -> RetrievalReport:
         """The report."""

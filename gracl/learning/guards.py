@@ -7,8 +7,8 @@ averaged over the ranks: so every rank sees it in the one number that the step r
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,18 +20,9 @@ from gracl.errors import NonFiniteLoss, NonFiniteValue, expected
 from gracl.learning.losses import Criterion, Terms
 from gracl.types import Assignment, Batch, FeatureTable
 
-TERMS = ("loss", "inter", "intra", "instance", "camera")
+TERMS = tuple(term.name for term in fields(Terms))
 _SHOWN = 5
 _ROWS = 4096
-
-
-@runtime_checkable
-class Banked(Protocol):
-    """A criterion that shows its memory of proxies."""
-
-    def banks(self) -> Mapping[str, Tensor]:
-        """The banks by name, one proxy a row."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -71,8 +62,7 @@ def guarded_loss(terms: Terms, features: Float[Tensor, "batch dim"]) -> Float32[
 
     Also where the term has no weight, and would be out of the gradient. Nothing is read from the device.
     """
-    told = torch.stack([terms.loss.detach(), terms.inter, terms.intra, terms.instance, terms.camera])
-    return terms.loss * (1 + (told * 0).sum() + features.detach().sum() * 0)
+    return terms.loss * (1 + (terms.row() * 0).sum() + features.detach().sum() * 0)
 
 
 def bad_step(
@@ -106,8 +96,7 @@ def bad_step(
         _part(study, criterion, number, images[first : first + rows], features[first : first + rows])
         for number, first in enumerate(range(0, len(images), rows))
     ]
-    banks = criterion.banks() if isinstance(criterion, Banked) else {}
-    proxies = {name: found for name, bank in banks.items() if (found := _bad_rows(bank))}
+    proxies = {name: found for name, bank in criterion.moved().items() if (found := _bad_rows(bank))}
     weights = {name.removeprefix("module."): weight for name, weight in learner.named_parameters()}
     bad = [part for part in parts if part["bad_features"] or _bad_terms(part)]
     record = {
@@ -174,7 +163,7 @@ def check_weights(model: nn.Module, epoch: int) -> None:
         return
     bad = [name for name, one in numbers.items() if _is_bad(one)]
     advice = "lower optim.rate or set clip_norm; the last checkpoint is untouched"
-    what = f"finite weights after epoch {epoch}"
+    what = f"finite weights after epoch {epoch + 1}"
     raise NonFiniteLoss(expected(what, f"NaN or infinity in {len(bad)} tensors, among them {bad[:_SHOWN]}", advice))
 
 

@@ -6,7 +6,7 @@ third over single instances (`instances.py`) and a fourth over camera proxies (`
 pull to may be softened (`targets.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -34,6 +34,10 @@ class Terms:
     intra: Float32[Tensor, ""]
     instance: Float32[Tensor, ""]
     camera: Float32[Tensor, ""]
+
+    def row(self) -> Float32[Tensor, "5"]:
+        """All of them in this order, without gradient."""
+        return torch.stack([getattr(self, term.name).detach() for term in fields(self)])
 
 
 @runtime_checkable
@@ -141,11 +145,6 @@ class ProxyContrast:
     def intra(self) -> Float32[Tensor, "clusters dim"]:
         """The bank of intra-ID proxies."""
         return self._intra.rows
-
-    def banks(self) -> dict[str, Tensor]:
-        """All memories of proxies by name; to be used after `begin_epoch`."""
-        more = {"instances": self._instances, "cameras": self._cameras}
-        return {"inter": self.inter, "intra": self.intra} | {name: one.rows for name, one in more.items() if one}
 
     def begin_epoch(self, assignment: Assignment, device: torch.device | str) -> None:
         """Takes the epoch's proxies and cluster sums, as copies on `device`.

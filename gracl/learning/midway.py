@@ -30,6 +30,7 @@ class MidwayKeeper:
         keeper: is given the state on every rank, before anything in it moves.
         every_steps: steps from one state to the next, counted from the epoch's first; 0 for none.
         every_minutes: minutes from one state to the next, of whatever kind, by the clock of rank 0; 0 for none.
+        look: is called with epoch and step before a state is handed over, and raises where it is not to be kept.
         gather: `Ranks.gather`.
         encoder, criterion, optimizer, teacher: those that learn.
     """
@@ -40,6 +41,7 @@ class MidwayKeeper:
         every_steps: int,
         every_minutes: float,
         *,
+        look: Callable[[int, int], None],
         gather: Callable[[Tensor], Tensor],
         encoder: Encoder,
         criterion: Criterion,
@@ -47,7 +49,8 @@ class MidwayKeeper:
         teacher: Teacher | None,
     ) -> None:
         self._keeper, self._every_steps, self._every_seconds = keeper, every_steps, 60 * every_minutes
-        self._gather, self._encoder, self._criterion, self._optimizer = gather, encoder, criterion, optimizer
+        self._look, self._gather, self._encoder = look, gather, encoder
+        self._criterion, self._optimizer = criterion, optimizer
         self._teacher = teacher.encoder if teacher else None
 
     def of(
@@ -76,6 +79,7 @@ class MidwayKeeper:
             # After the last step the epoch's own state is next.
             if len(rows) < steps and self._due(rows, kept_step, kept_at, answer):
                 clock.lap("train")
+                self._look(state.epoch, len(rows) - 1)
                 losses = self._gather(torch.stack(rows)[None])
                 midway = Midway(len(rows), assignment, self._criterion.moved(), losses, dict(clock.seconds), untrained)
                 self._keeper(
@@ -95,7 +99,7 @@ class MidwayKeeper:
     def _due(self, rows: list[Tensor], step: int, at: float, answer: "Future[Assignment] | None") -> bool:
         """Whether it is time; where clocks or threads have a say, rank 0 decides for all."""
         due = bool(self._every_steps) and len(rows) - step >= self._every_steps
-        if not self._every_seconds and answer is None:
+        if not self._every_seconds and (answer is None or not due):
             return due
         due = due or (self._every_seconds > 0 and time.perf_counter() - at >= self._every_seconds)
         ready = answer is None or answer.done()

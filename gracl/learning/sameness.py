@@ -30,17 +30,27 @@ class Gathers(Protocol):
 
 
 class SameWeights:
-    """Looks whether the ranks hold the same parameters and the same optimizer state.
+    """Looks whether the ranks hold the same parameters, the same optimizer state and the same teacher.
 
     Args:
         ranks: who is compared; one alone is not looked at.
         encoder: whose parameters.
         optimizer: whose state.
+        teacher: whose parameters, too; each rank has its own copy.
         every: steps between looks, beside that at each epoch's end; 0: at its end alone; below 0: never.
     """
 
-    def __init__(self, ranks: Gathers, encoder: nn.Module, optimizer: torch.optim.Optimizer, every: int = 0) -> None:
+    def __init__(
+        self,
+        ranks: Gathers,
+        encoder: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        every: int = 0,
+        *,
+        teacher: nn.Module | None = None,
+    ) -> None:
         self._ranks, self._encoder, self._optimizer, self._every = ranks, encoder, optimizer, every
+        self._teacher = teacher
 
     def after_step(self, epoch: int, step: int) -> None:
         """Looks where it is time to; steps count from 0.
@@ -49,6 +59,15 @@ class SameWeights:
             RanksDiffer: on all ranks.
         """
         if self._every > 0 and (step + 1) % self._every == 0:
+            self.before_keeping(epoch, step)
+
+    def before_keeping(self, epoch: int, step: int) -> None:
+        """Looks after a step whose state is to be kept: what is wrong then would be gone on with.
+
+        Raises:
+            RanksDiffer: on all ranks.
+        """
+        if self._every >= 0:
             self._look(f"epoch {epoch}, step {step}")
 
     def after_epoch(self, epoch: int) -> None:
@@ -63,7 +82,7 @@ class SameWeights:
     def _look(self, when: str) -> None:
         if self._ranks.size == 1:
             return
-        held = held_tensors(self._encoder, self._optimizer)
+        held = held_tensors(self._encoder, self._optimizer, self._teacher)
         sums = torch.stack([bit_sum(one) for one in held.values()])
         found = self._ranks.gather(sums[None]).tolist()
         if all(row == found[0] for row in found):
@@ -81,14 +100,17 @@ class SameWeights:
         )
 
 
-def held_tensors(encoder: nn.Module, optimizer: torch.optim.Optimizer) -> Mapping[str, Tensor]:
-    """What has to be the same on all ranks, by name: parameters, and what the optimizer has gathered for each."""
+def held_tensors(
+    encoder: nn.Module, optimizer: torch.optim.Optimizer, teacher: nn.Module | None = None
+) -> Mapping[str, Tensor]:
+    """What has to be the same on all ranks, by name: parameters, also a teacher's, and what the optimizer has gathered
+    for each."""
     held: dict[str, Tensor] = dict(encoder.named_parameters())
     for name, weight in list(held.items()):
         for what, value in optimizer.state.get(weight, {}).items():
             if isinstance(value, Tensor):
                 held[f"{name} ({what})"] = value
-    return held
+    return held | ({f"teacher.{name}": weight for name, weight in teacher.named_parameters()} if teacher else {})
 
 
 def bit_sum(values: Tensor) -> Int64[Tensor, ""]:

@@ -103,7 +103,7 @@ def settle(
         else _relaxed(labels, fallback, eps, largest, again)
     )
     figures = {"collapsed": 1.0, "found": float(found)} | settled.figures
-    LOG.warning("epoch %d: %s", epoch, words(figures))
+    LOG.warning("epoch %d: %s", epoch + 1, words(figures))
     return Settled(settled.labels, settled.eps, figures, settled.tried)
 
 

@@ -232,6 +232,7 @@ def relate(
         if clustering not in _WHOLE:
             stats["eps"] = clustered["eps"]
         labels = _labels(distance, clustered, reliability, stats)
+        del distance  # a larger eps makes a larger one
 
         def at(wider: float) -> Int64[ndarray, "images"]:
             reaching = shared_distance(weights, inverted, limit=wider + gap, threads=threads)
@@ -241,7 +242,6 @@ def relate(
             labels, fallback, eps=clustered["eps"], largest=1 - gap, again=at, previous=previous, epoch=epoch
         )
         labels = settled.labels
-        del distance
         stats |= settled.figures
         if "eps" in stats:
             stats["eps"] = settled.eps

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gracl.errors import GraclError
+from gracl.errors import GraclError, WaitedTooLong
 from gracl.runtime.waiting import BOARD_S, answer_of
 from gracl.types import Plan
 
@@ -88,7 +88,7 @@ def refusal_on(board: Any) -> GraclError | None:
     """Why the run cannot go on, as far as the board still knows."""
     try:
         refusal: GraclError | None = answer_of(board.refusal.remote(), "the board's answer", BOARD_S)
-    except (ray.exceptions.RayActorError, TimeoutError):
+    except (ray.exceptions.RayActorError, WaitedTooLong):
         return None  # a lost board is a failure, but no refusal
     return refusal
 

@@ -41,7 +41,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         TrainingFailed: some runs failed; the table holds the others, and the reasons.
     """
     out = storage.absolute(config.out)
-    with holding(out, f"the comparison in {out}", tell=say):
+    with holding(out, f"the comparison in {out}"):
         return _compared(config)
 
 

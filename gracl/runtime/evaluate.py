@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from gracl.config import EvaluateConfig
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
 from gracl.images.shards import ShardStore
@@ -29,6 +28,7 @@ from gracl.runtime.session import session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import say
 from gracl.types import EMPTY, FeatureTable, Ranking, RetrievalReport
+from gracl.uses import EvaluateConfig
 
 # Makes the ranking that belongs to a report, its length given.
 Ranker = Callable[..., Ranking]
@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not config.out:
         return _evaluated(config)
     out = storage.absolute(config.out)
-    with holding(out, f"the report in {out}", tell=say):
+    with holding(out, f"the report in {out}"):
         return _evaluated(config)
 
 

@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.util import ActorPool
 
-from gracl.config import ExtractConfig, ModelConfig, TrainConfig
+from gracl.config import TrainConfig
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
 from gracl.images.loading import load, share_tickets
@@ -35,6 +35,7 @@ from gracl.runtime.terminal import Progress, say
 from gracl.runtime.waiting import too_long
 from gracl.sections import Crew, Place
 from gracl.types import FeatureTable, Plan
+from gracl.uses import ExtractConfig, ModelConfig
 
 CHUNK_TICKETS = 8
 FEATURES_SCHEMA = 1
@@ -135,12 +136,9 @@ def describe_split(
 def _next(pool: ActorPool, split: str, limit: float) -> Any:
     try:
         return pool.get_next_unordered(timeout=limit)
-    except TimeoutError:
-        what, advice = (
-            f"the next part of {split} described",
-            "look who holds the cluster's nodes, or raise scale.wait_s",
-        )
-        raise too_long(what, limit, advice) from None
+    except TimeoutError:  # how Ray's pool says it; an error of ours that a worker raises is no such one
+        advice = "look who holds the cluster's nodes, or raise scale.wait_s"
+        raise too_long(f"the next part of {split} described", limit, advice) from None
 
 
 def describe_train(config: TrainConfig, checkpoint: str) -> Iterator[FeatureTable]:
@@ -165,7 +163,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
             writing there.
     """
     encoder, out = check(config, config.data, [config.split]), storage.absolute(config.out)
-    with holding(out, f"the features in {out}", tell=say):
+    with holding(out, f"the features in {out}"):
         return _extracted(config, out, encoder.feature_size)
 
 

@@ -5,6 +5,7 @@ is there, and only beside the checkpoint of the epoch that it goes on from.
 """
 
 import logging
+import os
 import re
 import tempfile
 from typing import Any
@@ -29,7 +30,7 @@ def keep_midway(folder: str, rank: int, state: TrainState) -> None:
     if storage.is_local(folder):
         save_state(state, storage.local_path(place))
     else:
-        with tempfile.TemporaryDirectory() as near:
+        with tempfile.TemporaryDirectory(prefix="gracl-", dir=os.environ.get("GRACL_TMP")) as near:
             storage.write_bytes(storage.join(place, STATE_FILE), save_state(state, near).read_bytes())
     clear_midways(folder, keep=name)
 
@@ -45,11 +46,13 @@ def find_midway(folder: str, epochs: int) -> str | None:
     return storage.join(folder, max(whole)[1]) if whole else None
 
 
-def clear_midways(folder: str, *, keep: str = "", before: int | None = None) -> None:
-    """Removes checkpoints within epochs, but for the one of a name; with `before` those of earlier epochs alone."""
+def clear_midways(folder: str, *, keep: str = "", before: int | None = None, after: int | None = None) -> None:
+    """Removes checkpoints within epochs, but for the one of a name; with `before` or `after` those of earlier or later
+    epochs alone."""
     for name in storage.names_in(folder):
         match = NAME.fullmatch(name)
-        if match and name != keep and (before is None or int(match[1]) < before):
+        epoch = int(match[1]) if match else 0
+        if match and name != keep and (before is None or epoch < before) and (after is None or epoch > after):
             storage.remove(storage.join(folder, name))
 
 

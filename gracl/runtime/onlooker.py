@@ -24,7 +24,7 @@ from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.drawing import Latest
 from gracl.runtime.extract import describe_train
 from gracl.runtime.pages import Seen, judged_lines, parts
-from gracl.runtime.runs import Run, latest_epoch
+from gracl.runtime.runs import Run, epoch_folder, latest_epoch
 from gracl.runtime.session import refusals
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import say
@@ -132,13 +132,13 @@ def draw_last_page(run: Run, actor: Any) -> None:
     The relation actor clusters and draws, with all that it has: its GPU, its shards, what it judged last.
     """
     epoch = latest_epoch(run.folder)
-    checkpoint = storage.join(run.folder, f"epoch-{epoch:04d}")
+    checkpoint = storage.join(run.folder, epoch_folder(epoch))
     try:
         parts = [ray.put(part) for part in describe_train(run.config, checkpoint)]
         with refusals():
             asked = actor.last_page.remote(epoch, parts, load_run_state(checkpoint).history)
             missed = answer_of(asked, "the last page from the relation actor", run.config.scale.wait_s)
-    except (GraclError, ray.exceptions.RayError, TimeoutError) as error:
+    except (GraclError, ray.exceptions.RayError) as error:
         missed = [f"epoch {epoch}: {type(error).__name__}: {error}"]
     for words in missed:
         say(f"note: no page on {words}")

@@ -14,7 +14,6 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 import gracl
-from gracl.config import PublishConfig
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
 from gracl.learning.checkpoint import TrainState, save_state
@@ -25,6 +24,7 @@ from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.runs import origin
 from gracl.runtime.terminal import say
 from gracl.runtime.tracking import without_password
+from gracl.uses import PublishConfig
 
 # What the encoder imports; the code of gracl itself travels with the model.
 NEEDED = ("torch", "numpy", "jaxtyping", "scipy", "numba", "psutil")

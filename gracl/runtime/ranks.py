@@ -33,7 +33,8 @@ class TorchRanks:
         learner = DistributedDataParallel(
             encoder, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
         ).eval()  # running statistics stay
-        learner(torch.ones(2, 3, *self._view, device=device)).sum().backward()
+        pixels = torch.ones(2, *self._view, 3, device=device).permute(0, 3, 1, 2)  # in memory as `pixels.normalise`'s
+        learner(pixels).sum().backward()
         encoder.zero_grad(set_to_none=True)
         return learner
 

@@ -88,7 +88,7 @@ class RelationActor:
         threads: int = 1,
         board: Any = None,
         onlooker: Onlooker | None = None,
-        wait_s: float = 14400.0,
+        wait_s: float,
     ) -> None:
         self._wait_s = wait_s
         torch.set_num_threads(threads)
@@ -151,7 +151,7 @@ class RelationActor:
             parts: references to the `FeatureTable`s of the train split by these weights.
             history: figures of all epochs.
         """
-        tables = [[await reference] for reference in parts]
+        tables = [[table] for table in await _all_of(parts)]
         return await asyncio.to_thread(self._last_page, epoch, tables, history)
 
     async def _meet(
@@ -184,7 +184,7 @@ class RelationActor:
 
     async def _answer(self, key: Key, meeting: Meeting, work: Callable[[int, list[Any]], Any]) -> None:
         try:
-            parts = [[await reference for reference in meeting.parts[rank]] for rank in sorted(meeting.parts)]
+            parts = [await _all_of(meeting.parts[rank]) for rank in sorted(meeting.parts)]
             answer = await asyncio.to_thread(work, key[2], parts)
             meeting.answer.set_result(answer)  # the caller will own its copy, so it outlives this process
         except Exception as error:  # every rank must hear of it, not only the last to arrive
@@ -264,11 +264,23 @@ class RelationActor:
         return report
 
 
-def start_relation_actor(*, cpus: float, gpus: float, wait_s: float = 14400.0, **options: Any) -> Any:
+async def _all_of(references: Sequence[ObjectRef]) -> list[Any]:
+    """What is in the object store already, brought here.
+
+    Raises:
+        WaitedTooLong: it did not come, though it was not lost.
+    """
+    try:
+        return list(await asyncio.wait_for(asyncio.gather(*references), OBJECT_S))
+    except TimeoutError:
+        raise too_long("the ranks' features from the object store", OBJECT_S, "look at the ranks' nodes") from None
+
+
+def start_relation_actor(*, cpus: float, gpus: float, wait_s: float, **options: Any) -> Any:
     """The actor with resources of its own, alive, and its shards; `options` are those of `RelationActor`.
 
     Raises:
-        TimeoutError: the cluster had no room for it within `wait_s` seconds.
+        WaitedTooLong: the cluster had no room for it within `wait_s` seconds.
     """
     remote = ray.remote(max_restarts=-1, max_task_retries=-1)(RelationActor)
     actor = remote.options(num_cpus=cpus, num_gpus=gpus).remote(wait_s=wait_s, **options)
@@ -296,7 +308,7 @@ class RayRelator:
         ranks: int,
         judged_by: Sequence[ObjectRef] = (),
         precision: str = "float32",
-        wait_s: float = 14400.0,
+        wait_s: float,
     ) -> None:
         self._wait_s = wait_s
         self._actor, self._attempt, self._rank, self._ranks = actor, attempt, rank, ranks

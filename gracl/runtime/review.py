@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 from numpy import ndarray
 from pydantic import ValidationError
 
-from gracl.config import ReviewConfig
 from gracl.errors import CheckpointError, expected
 from gracl.images import storage
 from gracl.images.shards import ShardStore
@@ -38,6 +37,7 @@ from gracl.runtime.truth import objects_of
 from gracl.runtime.waiting import answer_of
 from gracl.sections import Relations
 from gracl.types import UNKNOWN, Assignment, FeatureTable, RetrievalReport
+from gracl.uses import ReviewConfig
 
 
 def review(config: ReviewConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A run's folder holds `run.json` (recipe, MLflow run, epochs done when it last en
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ from gracl.runtime.tracking import DataSplit, mend, nesting, reopen_run, start_r
 
 RECORD = "run.json"
 PICTURE = "ranked.png"
+# As `epoch_folder` writes it; a folder of another name is none of ours.
+EPOCH = re.compile(r"epoch-([0-9]{4}|[1-9][0-9]{4,})")
 
 
 @dataclass(frozen=True)
@@ -246,7 +249,12 @@ def latest_epoch(folder: str) -> int:
 
 def epochs_in(folder: str) -> list[int]:
     """The epochs of which a run's folder has a checkpoint, whole or not, in order."""
-    return sorted(int(name.removeprefix("epoch-")) for name in storage.names_in(folder) if _is_epoch(name))
+    return sorted(int(match[1]) for name in storage.names_in(folder) if (match := EPOCH.fullmatch(name)))
+
+
+def epoch_folder(epoch: int) -> str:
+    """The name of a checkpoint's folder in that of its run."""
+    return f"epoch-{epoch:04d}"
 
 
 @dataclass(frozen=True)
@@ -270,19 +278,15 @@ def origin(checkpoint: str) -> Origin | None:
 
 def history_of(run: Run) -> list[dict[str, float]]:
     """The figures of all epochs that are done, from the last checkpoint."""
-    return load_run_state(storage.join(run.folder, f"epoch-{latest_epoch(run.folder):04d}")).history
-
-
-def _is_epoch(name: str) -> bool:
-    return name.startswith("epoch-") and name.removeprefix("epoch-").isdigit()
+    return load_run_state(storage.join(run.folder, epoch_folder(latest_epoch(run.folder)))).history
 
 
 def conclude(run: Run, uri: str) -> dict[str, Any]:
     """The result of a run that is done, read from its last checkpoint, with its table for the terminal."""
-    last = storage.join(run.folder, f"epoch-{latest_epoch(run.folder):04d}")
+    last = storage.join(run.folder, epoch_folder(latest_epoch(run.folder)))
     state = load_run_state(last)
     say(table(state.history))
-    best = storage.join(run.folder, f"epoch-{state.best_epoch:04d}") if state.best_epoch else last
+    best = storage.join(run.folder, epoch_folder(state.best_epoch)) if state.best_epoch else last
     if not storage.exists(best):
         raise CheckpointError(expected(f"the best checkpoint at {best}", "no such folder", "was it deleted?"))
     picture = storage.join(run.folder, PICTURE)

@@ -11,8 +11,9 @@ from typing import Any
 from gracl.errors import CheckpointError, expected
 from gracl.images import storage
 from gracl.learning.checkpoint import STATE_FILE, TrainState
-from gracl.runtime.checkpoints import load_run_state
-from gracl.runtime.runs import RECORD, epochs_in
+from gracl.runtime.checkpoints import load_any_state, load_run_state
+from gracl.runtime.midway import clear_midways, find_midway
+from gracl.runtime.runs import RECORD, epoch_folder, epochs_in
 from gracl.runtime.terminal import say
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -49,12 +50,14 @@ def set_torn_aside(folder: str) -> list[int]:
         advice = f"restore one of them, or delete {folder} to begin anew"
         raise CheckpointError(expected(what, "; ".join(torn.values()), advice))
     for epoch, why in torn.items():
-        aside = _set_aside(folder, epoch)
+        aside = _set_aside(folder, epoch_folder(epoch))
         say(f"note: {why}\n      it is {aside} now; going on after epoch {last.epoch if last else 0}")
     if known is not None:
         _mend_snapshot(folder, known, torn, last)
     if torn:
         _lower_record(folder, last.epoch if last else 0)
+        clear_midways(folder, after=last.epoch if last else 0)  # they go on from what is set aside
+    _set_torn_midways_aside(folder, last.epoch if last else 0)
     return sorted(torn)
 
 
@@ -66,13 +69,8 @@ def is_whole(folder: str) -> bool:
         return False
 
 
-def name_of(epoch: int) -> str:
-    """The folder of a checkpoint in that of its run."""
-    return f"epoch-{epoch:04d}"
-
-
 def _whole(folder: str, epoch: int) -> TrainState:
-    place = storage.join(folder, name_of(epoch))
+    place = storage.join(folder, epoch_folder(epoch))
     state = load_run_state(place)
     if state.epoch != epoch:
         came = f"one of epoch {state.epoch}"
@@ -80,8 +78,18 @@ def _whole(folder: str, epoch: int) -> TrainState:
     return state
 
 
-def _set_aside(folder: str, epoch: int) -> str:
-    old, new = storage.join(folder, name_of(epoch)), storage.join(folder, f"torn-{name_of(epoch)}")
+def _set_torn_midways_aside(folder: str, epochs: int) -> None:
+    """One within the epoch that follows which is torn; what is then gone on from is the one before, or the epoch."""
+    while place := find_midway(folder, epochs):
+        try:
+            load_any_state(place)
+            return
+        except CheckpointError as error:
+            say(f"note: {error}\n      it is {_set_aside(folder, place.rpartition('/')[2])} now")
+
+
+def _set_aside(folder: str, name: str) -> str:
+    old, new = storage.join(folder, name), storage.join(folder, f"torn-{name}")
     storage.remove(new)
     for name in storage.names_in(old):
         storage.move(storage.join(old, name), storage.join(new, name))
@@ -103,7 +111,7 @@ def _snapshot(folder: str) -> Mapping[str, Any] | None:
 
 def _mend_snapshot(folder: str, known: Mapping[str, Any], torn: Mapping[int, str], last: TrainState | None) -> None:
     """Takes out of Ray Train's list what is torn or gone, and makes it anew where the list itself is torn."""
-    place, there = storage.join(folder, SNAPSHOT), {name_of(epoch): epoch for epoch in epochs_in(folder)}
+    place, there = storage.join(folder, SNAPSHOT), {epoch_folder(epoch): epoch for epoch in epochs_in(folder)}
     listed = {one["checkpoint_dir_name"]: one for one in known.get("checkpoint_results", ())}
     if known and listed.keys() <= there.keys():
         return
@@ -113,8 +121,8 @@ def _mend_snapshot(folder: str, known: Mapping[str, Any], torn: Mapping[int, str
     if not known:
         say(f"note: {place} is torn; it is made anew of the last checkpoint")
     # An older one, which may be the best, is listed with what Ray Train knew of it; anew only the last is certain.
-    entry = {"version": 0, "checkpoint_dir_name": name_of(last.epoch), "metrics": last.history[-1]}
-    listed.setdefault(name_of(last.epoch), entry)
+    entry = {"version": 0, "checkpoint_dir_name": epoch_folder(last.epoch), "metrics": last.history[-1]}
+    listed.setdefault(epoch_folder(last.epoch), entry)
     for name in listed.keys() - there.keys():
         if int(name.removeprefix("epoch-")) not in torn:
             say(f"note: {storage.join(folder, name)}, which was kept, is gone; going on after epoch {last.epoch}")

@@ -1,10 +1,11 @@
 """How a door meets Ray: the cluster it is told of, else a private one on this machine."""
 
 import logging
+import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -12,14 +13,15 @@ import ray
 from ray._private import ray_constants
 
 from gracl.errors import ConfigError, GraclError, expected
+from gracl.runtime.waiting import RANKS_S
 
 
 @dataclass(frozen=True)
 class Demand:
     """What a run will hold of the cluster at one time; `waits` for a cluster that grows when more is asked for.
 
-    `elastic`: fewer workers would do, so a group that does not come about is not waited for as long. `largest` has the
-    GPUs and CPUs of the largest part, which one node must have.
+    `largest` has the GPUs and CPUs of the largest part, which one node must have. `elastic`, where fewer workers would
+    do: how few are in `cpus` and `gpus`, how many there may be, and the CPUs and GPUs of each.
     """
 
     cpus: float
@@ -28,7 +30,12 @@ class Demand:
     largest: tuple[float, float] = (0, 0)
     advice: str = "lower scale.workers or what each part reserves, add nodes, or set scale.autoscaling=true"
     waits: bool = False
-    elastic: bool = False
+    elastic: tuple[int, int, float, float] | None = None
+
+    def cpus_at_most(self) -> float:
+        """What it holds with as many workers as there may be."""
+        fewest, most, each, _ = self.elastic or (0, 0, 0.0, 0.0)
+        return self.cpus + (most - fewest) * each
 
 
 @contextmanager
@@ -44,7 +51,7 @@ def session(demand: Demand) -> Iterator[None]:
     """
     with ExitStack() as at_the_end:
         if not ray.is_initialized():
-            quieten(elastic=demand.elastic)
+            quieten(elastic=demand.elastic is not None)
             if os.environ.get("RAY_ADDRESS"):
                 ray.init(logging_level=logging.WARNING, log_to_driver=False)
             else:
@@ -126,7 +133,7 @@ def quieten(*, elastic: bool = False) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint counts once the controller has polled it
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": patience,
-        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # ranks that wait for each other in a report; Ray would without end
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{RANKS_S:g}",  # for ranks to meet in a report; Ray would wait without end
     }.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -139,7 +146,7 @@ def _start(demand: Demand) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
         address="local",  # not the cluster that somebody else may have begun on this machine
-        num_cpus=max(os.cpu_count() or 1, int(demand.cpus) + 1),
+        num_cpus=max(os.cpu_count() or 1, int(demand.cpus_at_most()) + 1),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
@@ -161,7 +168,7 @@ def _check(demand: Demand) -> None:
         )
     gpus, cpus = demand.largest
     nodes = [
-        (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]
+        (node["Resources"].get("GPU", 0.0), node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]
     ]
     if not any(node[0] >= gpus and node[1] >= cpus for node in nodes):
         raise ConfigError(
@@ -169,5 +176,28 @@ def _check(demand: Demand) -> None:
                 f"a node with {cpus:g} CPUs and {gpus:g} GPUs, for the largest part of the run",
                 f"nodes with {', '.join(f'{node[1]:g} and {node[0]:g}' for node in sorted(nodes))}",
                 "lower what a worker or a shard reserves, or use larger nodes",
+            )
+        )
+    if demand.elastic:
+        _check_elastic(demand, demand.elastic, nodes)
+
+
+def _check_elastic(
+    demand: Demand, elastic: tuple[int, int, float, float], nodes: Sequence[tuple[float, float]]
+) -> None:
+    """Ray counts for how many workers there is room by all that nodes have, whoever else of this run holds some of it:
+    so many are begun, and what is not there beside them is waited for in vain, again and again."""
+    fewest, most, cpus, gpus = elastic
+    room = sum(int(min(has_cpus // cpus, has_gpus // gpus if gpus else math.inf)) for has_gpus, has_cpus in nodes)
+    workers = min(room, most)
+    wanted = (demand.cpus + (workers - fewest) * cpus, demand.gpus + (workers - fewest) * gpus)
+    has = (sum(node[1] for node in nodes), sum(node[0] for node in nodes))
+    if wanted[0] > has[0] or wanted[1] > has[1]:
+        raise ConfigError(
+            expected(
+                f"{wanted[0]:g} CPUs and {wanted[1]:g} GPUs: Ray will begin {workers} workers on these nodes, and the "
+                "relation actor, shards and stream want theirs beside them",
+                f"a cluster with {has[0]:g} and {has[1]:g}",
+                "lower scale.workers to what there is room for, or reserve less for a worker or for the others",
             )
         )

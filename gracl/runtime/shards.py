@@ -61,7 +61,7 @@ class Shard:
             torch.cuda.empty_cache()
 
 
-def start_shards(shards: int, *, cpus: float, gpus: float, threads: int, wait_s: float = 14400.0) -> list[Any]:
+def start_shards(shards: int, *, cpus: float, gpus: float, threads: int, wait_s: float) -> list[Any]:
     """So many shards, alive, each with resources of its own; none for fewer than two."""
     if shards < 2:
         return []
@@ -84,7 +84,7 @@ def find_on(
     *,
     parts: int,
     progress: Callable[[int, int], None],
-    wait_s: float = 14400.0,
+    wait_s: float,
     **options: Any,
 ) -> Neighbors:
     """The neighbour table from shards; the `Find` of `relations.relate` once `actors` and `table` are given.

@@ -182,7 +182,7 @@ class StreamBatches:
         threads: int = 2,
         rank: int = 0,
         ranks: int = 1,
-        wait_s: float = 14400.0,
+        wait_s: float,
     ) -> None:
         self._wait_s = wait_s
         self._stream, self._board, self._sizes, self._barrier = stream, board, sizes, barrier

@@ -61,7 +61,7 @@ def sweep(config: TuneConfig) -> dict[str, Any]:
     """
     config, base = _with_whole_places(config), base_of(config)
     check_sweep(config, base)
-    with holding(config.out, f"the sweep in {config.out}", tell=say):
+    with holding(config.out, f"the sweep in {config.out}"):
         return _swept(config, base)
 
 

@@ -150,6 +150,6 @@ def _tell(figures: Mapping[str, float], metric: str) -> None:
 
 def finish(config: TrainConfig, queue: Queue) -> list[dict[str, float]]:
     """Trains, or resumes, or finds it done: the figures of all epochs."""
-    quieten()
+    quieten(elastic=bool(config.scale.min_workers))
     result = train(config, callbacks=[QueueCallback(queue)])
     return list(load_run_state(result["checkpoint"]).history)

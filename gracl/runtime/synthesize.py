@@ -26,7 +26,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     options = config.options()
     place = storage.local_path(options.pop("out"))
     # Beside the folder, which appears by rename when all is drawn.
-    with holding(str(place.with_name(f".{place.name}.drawn")), f"the world in {place}", tell=say):
+    with holding(str(place.with_name(f".{place.name}.drawn")), f"the world in {place}"):
         if storage.names_in(config.out):
             raise ConfigError(expected("an empty or new folder", config.out, "choose another out=, or empty it"))
         pictures = write_world(place, **options)

@@ -13,9 +13,9 @@ from typing import Any, TextIO
 import ray
 
 from gracl.relations.collapse import words
+from gracl.runtime.waiting import BOARD_S
 
 SECONDS_BETWEEN_LINES = 5.0
-SECONDS_TO_LOOK = 120.0
 COLUMNS = (
     ("epoch", "epoch", "{:.0f}"),
     ("mAP", "val/mAP", "{:.1%}"),
@@ -164,7 +164,7 @@ def _watch(board: Any, epochs: int, done: int, out: TextIO, stop: threading.Even
     while not stop.wait(0.5):
         try:
             asked = [board.look.remote(seen), board.notes.remote(heard)]
-            ((phase, count, total), news), asides = ray.get(asked, timeout=SECONDS_TO_LOOK)
+            ((phase, count, total), news), asides = ray.get(asked, timeout=BOARD_S)
         except ray.exceptions.GetTimeoutError:
             continue  # a machine that swaps: nothing to show now
         except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError):
@@ -177,12 +177,12 @@ def _watch(board: Any, epochs: int, done: int, out: TextIO, stop: threading.Even
             seen += 1
             meter.clear()
             out.write(_epoch_line(metrics, epochs, (time.monotonic() - started) / seen) + "\n")
-            out.write("".join(f"note: epoch {metrics['epoch']:.0f}: {text}\n" for text in notes(metrics)))
+            out.write("".join(f"note: epoch {metrics['epoch']:.0f}: {text}\n" for text in in_words(metrics)))
         meter.show(f"epoch {min(done + seen + 1, epochs)}/{epochs}", phase, count, total)
     meter.clear()
 
 
-def notes(metrics: Mapping[str, float]) -> list[str]:
+def in_words(metrics: Mapping[str, float]) -> list[str]:
     """What of an epoch has to be said in words."""
     found = {name.removeprefix("cluster/"): value for name, value in metrics.items() if name.startswith("cluster/")}
     return [text for text in (words(found),) if text]

@@ -12,7 +12,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 
 from gracl.config import TrainConfig
-from gracl.errors import TrainingFailed, expected
+from gracl.errors import TrainingFailed, WaitedTooLong, expected
 from gracl.idle import idle
 from gracl.images import storage
 from gracl.images.shards import ShardStore
@@ -56,7 +56,7 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     if is_told(run) and is_whole(run.folder):
         say(f"run {run.name} has done its {config.epochs} epochs already")
         return conclude(run, uri)
-    with holding(run.folder, f"run {run.name} in {run.runs}", tell=say):
+    with holding(run.folder, f"run {run.name} in {run.runs}"):
         set_torn_aside(run.folder)
         # Anew, since another one may have trained it until just now. The name may be of the moment.
         return _trained(prepare(config.model_copy(update={"name": run.name})), uri, callbacks)
@@ -129,7 +129,7 @@ def demand(config: TrainConfig) -> Demand:
         + (f", {shards} shards" if shards else "")
         + " and one task of the stream",
         waits=scale.autoscaling,
-        elastic=bool(scale.min_workers),
+        elastic=(workers, scale.workers, scale.worker_cpus, scale.worker_gpus) if scale.min_workers else None,
     )
 
 
@@ -152,7 +152,7 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
         run_config=RunConfig(
             name=run.name,
             storage_path=run.runs,
-            failure_config=FailureConfig(max_failures=config.scale.max_failures),
+            failure_config=failures(config),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="val/mAP" if config.data.query else None
             ),  # the best and, whatever its score, the last
@@ -171,9 +171,13 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
 
 def draw_pictures(run: Run, actor: Any, stores: Mapping[str, ShardStore]) -> None:
     """The ranked sheet of the last evaluation, into the run's folder."""
-    judged = answer_of(actor.ranking.remote(10), "the ranking of the last evaluation", run.config.scale.wait_s)
+    why = "the relation actor was restarted after the last evaluation"
+    try:
+        judged = answer_of(actor.ranking.remote(10), "the ranking of the last evaluation", run.config.scale.wait_s)
+    except WaitedTooLong as error:  # the training is done all the same
+        judged, why = None, str(error)
     if judged is None:
-        say("no pictures: the relation actor was restarted after the last evaluation; pipelines/evaluate.py draws them")
+        say(f"no pictures: {why}; pipelines/evaluate.py draws them")
         return
     query, gallery = stores[run.config.data.query], stores[run.config.data.gallery]
     title = f"{run.name}: mAP {judged[0].mean_ap:.1%}"
@@ -271,6 +275,15 @@ def scaling(config: TrainConfig) -> ScalingConfig:
         resources_per_worker=resources,
         elastic_resize_monitor_interval_s=scale.resize_s,
     )
+
+
+def failures(config: TrainConfig) -> FailureConfig:
+    """How often a group of ranks is begun again: after it was lost, and where it does not come about.
+
+    Ray would try the latter without end. A cluster that is to grow may take as long as it likes.
+    """
+    tries = config.scale.max_failures
+    return FailureConfig(max_failures=tries, controller_failure_limit=-1 if config.scale.autoscaling else tries)
 
 
 def streamed(run: Run, board: Any) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def learn_trial(chosen: Mapping[str, str], trials: Mapping[str, Trial], metric: 
 
 def finish(trial: Trial, metric: str) -> RunRecord:
     """Trains, or resumes, or finds it done; then looks at the labels and writes the record."""
-    quieten()
+    quieten(elastic=bool(trial.config.scale.min_workers))
     result = train(trial.config)
     run = prepare(trial.config)
     record = describe_run(trial, load_run_state(result["checkpoint"]).history, metric, run.record.get("begins", 0))

@@ -30,7 +30,8 @@ def final_labels(run: Run, checkpoint: str) -> Int64[ndarray, "images"]:
     store = ShardStore.open(run.root, config.data.train, cache=config.data.cache)
     cameras = [ray.put(store.camera_ids())] if config.relations.wants_cameras else []
     actor = start_relations(run, None, cameras)
-    relator = RayRelator(actor, attempt="after", rank=0, ranks=1, precision=config.relations.precision)
+    precision, wait_s = config.relations.precision, config.scale.wait_s
+    relator = RayRelator(actor, attempt="after", rank=0, ranks=1, precision=precision, wait_s=wait_s)
     return relator.relate(config.epochs, FeatureTable(np.arange(images), features)).labels
 
 

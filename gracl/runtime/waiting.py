@@ -1,7 +1,7 @@
 """Waits that end: an answer, or the time is up and the error says what was waited for (docs/reliability.md).
 
-A wait that is over is a `TimeoutError` and no refusal: in a rank Ray Train starts the group again, as it does after any
-other failure.
+A wait that is over is a `WaitedTooLong`, which in a rank is no refusal: Ray Train starts the group again, as it does
+after any other failure.
 """
 
 import threading
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from gracl.errors import expected
+from gracl.errors import WaitedTooLong, expected
 
 # The board answers in milliseconds; two minutes are for a machine that swaps.
 BOARD_S = 120.0
@@ -26,16 +26,16 @@ _END = object()
 _LOOK_S = 1.0
 
 
-def too_long(what: str, limit: float, advice: str) -> TimeoutError:
+def too_long(what: str, limit: float, advice: str) -> WaitedTooLong:
     """The error of a wait that is over."""
-    return TimeoutError(expected(f"{what} within {limit:g} s", "nothing", advice))
+    return WaitedTooLong(expected(f"{what} within {limit:g} s", "nothing", advice))
 
 
 def answer_of(reference: Any, what: str, limit: float, advice: str = "look at that process's log") -> Any:
     """What a call answers. Whoever answers may die: that Ray says at once.
 
     Raises:
-        TimeoutError: no answer within `limit` seconds, though nobody died.
+        WaitedTooLong: no answer within `limit` seconds, though nobody died.
     """
     try:
         return ray.get(reference, timeout=limit)
@@ -45,17 +45,20 @@ def answer_of(reference: Any, what: str, limit: float, advice: str = "look at th
 
 def answer_beside(reference: Any, what: str, limit: float) -> Any:
     """The same inside an asynchronous actor, where `ray.get` warns, also in a thread."""
+    future = reference.future()
     try:
-        return reference.future().result(limit)
+        return future.result(limit)
     except FutureTimeout:
+        if future.done():  # its own error is one of time
+            raise
         raise too_long(what, limit, "look at that process's log") from None
 
 
 def each_within(items: Iterable[Item], what: str, limit: float) -> Iterator[Item]:
-    """The items in order, fetched by a thread, one ahead at most.
+    """The items in order, fetched by a thread, two ahead at most: one that waits and one in its hand.
 
     Raises:
-        TimeoutError: the next one did not come within `limit` seconds.
+        WaitedTooLong: the next one did not come within `limit` seconds.
     """
     came: Queue[tuple[Any, BaseException | None]] = Queue(1)
     stop = threading.Event()

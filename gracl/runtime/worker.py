@@ -19,7 +19,7 @@ from numpy import ndarray
 from ray import ObjectRef
 from ray.train.collective import broadcast_from_rank_zero
 
-from gracl.errors import CheckpointError, GraclError, StorageError
+from gracl.errors import CheckpointError, GraclError, StorageError, WaitedTooLong
 from gracl.images import storage
 from gracl.images.batches import MappedBatches
 from gracl.images.plans import identity_plan
@@ -38,6 +38,7 @@ from gracl.runtime.midway import going_on, keep_midway
 from gracl.runtime.nodes import NodeMonitor
 from gracl.runtime.ranks import TorchRanks
 from gracl.runtime.relation_actor import RayRelator
+from gracl.runtime.runs import epoch_folder
 from gracl.runtime.stream import STREAM, StreamBatches, open_store
 from gracl.runtime.tracking import STEP_LOSSES, SYSTEM
 from gracl.runtime.waiting import BOARD_S, OBJECT_S, answer_of
@@ -92,11 +93,11 @@ class Job:
     judged_by: list[ObjectRef]
     threads: int
     recipe: Mapping[str, Any]
+    wait_s: float
+    folder: str
+    deterministic: bool
     start: str | None = None
     precision: str = "float32"
-    wait_s: float = 14400.0
-    folder: str = ""
-    deterministic: bool = False
 
 
 def build(lesson: Lesson, device: torch.device) -> tuple[Encoder, ProxyContrast, torch.optim.Optimizer]:
@@ -123,13 +124,14 @@ def train_worker(job: Job) -> None:
     """The function that Ray Train runs on every rank.
 
     A refusal of ours (`GraclError`) would come back after a restart, so it is posted on the board for the driver, and
-    the group that Ray restarts ends at once. A store that does not answer may answer then, so that is no such refusal.
+    the group that Ray restarts ends at once. A store that does not answer may answer then, and what was waited for may
+    come, so these are no such refusals.
     """
     if answer_of(job.board.refusal.remote(), "the board's answer", BOARD_S) is not None:
         return
     try:
         _train(job)
-    except StorageError:
+    except (StorageError, WaitedTooLong):
         raise
     except GraclError as error:
         answer_of(job.board.refuse.remote(error), "the board's answer", BOARD_S)
@@ -190,7 +192,7 @@ def observed(monitor: NodeMonitor | None, ranks: TorchRanks) -> dict[str, float]
     return (monitor.taken() if monitor else {}) | ({"system/workers": float(ranks.size)} if ranks.rank == 0 else {})
 
 
-def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float = 14400.0) -> Batches:
+def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float) -> Batches:
     """This rank's pictures: from the Ray stream, or straight from the shards on its disk."""
     size: dict[str, Any] = {"height": source.height, "width": source.width}
     common: dict[str, Any] = {
@@ -242,7 +244,7 @@ def report_epoch(
 
     `system` says what the node of the rank did meanwhile; nothing, where another rank of the node says it.
     """
-    name = f"epoch-{state.epoch:04d}"
+    name = epoch_folder(state.epoch)
     if rank:
         ray.train.report({SYSTEM: system()}, checkpoint_dir_name=name)
         return

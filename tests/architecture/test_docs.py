@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 import gracl
-from gracl import config, experiments
+from gracl import config, experiments, uses
 from gracl.cli import fields, load_config
 from tests.architecture.imports import ROOT
 
@@ -21,7 +21,7 @@ IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
 # The door's file says which config it takes.
-CONFIGS = vars(config) | vars(experiments)
+CONFIGS = vars(config) | vars(experiments) | vars(uses)
 DOORS = {
     path.stem: CONFIGS[re.findall(r"\bdoor\((\w+),", path.read_text())[0]]
     for path in sorted(ROOT.glob("pipelines/*.py"))
@@ -197,4 +197,4 @@ def test_every_config_has_a_door():
         for one in CONFIGS.values()
         if isinstance(one, type) and issubclass(one, BaseModel) and one.__name__.endswith("Config")
     }
-    assert roots - {config.ModelConfig} == set(DOORS.values())
+    assert roots - {uses.ModelConfig} == set(DOORS.values())

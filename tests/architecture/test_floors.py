@@ -14,6 +14,7 @@ FLOORS = {
     "gracl.sections": 2,
     "gracl.idle": 2,
     "gracl.experiments": 2,
+    "gracl.uses": 2,
     "gracl.cli": 3,
     "gracl.locks": 3,
     "gracl.similarity": 3,
@@ -58,7 +59,16 @@ def test_no_arrow_points_up(module):
 
 @pytest.mark.parametrize("module", [module for module in FILES if any(within(module, place) for place in PURE)])
 def test_the_pure_part_knows_neither_ray_nor_mlflow_nor_config(module):
-    forbidden = ("ray", "mlflow", "gracl.config", "gracl.sections", "gracl.idle", "gracl.experiments", "gracl.runtime")
+    forbidden = (
+        "ray",
+        "mlflow",
+        "gracl.config",
+        "gracl.sections",
+        "gracl.idle",
+        "gracl.experiments",
+        "gracl.uses",
+        "gracl.runtime",
+    )
     assert [name for name, _ in imports(FILES[module]) if any(within(name, one) for one in forbidden)] == []
 
 

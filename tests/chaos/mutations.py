@@ -118,9 +118,9 @@ def rewrite_chunk(content: bytearray, dice: np.random.Generator, other: bytes) -
 
 
 def _put(content: bytearray, dice: np.random.Generator, place: int) -> bytearray:
-    size, order = int(dice.choice([2, 4])), str(dice.choice(["little", "big"]))
+    size, little = int(dice.choice([2, 4])), dice.choice(["little", "big"]) == "little"
     value = int(dice.choice(EDGES)) if dice.random() < 0.7 else int(dice.integers(2**32))
-    content[place : place + size] = (value % 256**size).to_bytes(size, order)  # type: ignore[arg-type]
+    content[place : place + size] = (value % 256**size).to_bytes(size, "little" if little else "big")
     return content
 
 

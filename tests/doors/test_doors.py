@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from gracl.cli import fields, load_config
-from gracl.config import EvaluateConfig, ExtractConfig, IngestConfig, SynthesizeConfig, TrainConfig
+from gracl.config import IngestConfig, SynthesizeConfig, TrainConfig
 from gracl.experiments import CompareConfig
 from gracl.images.shards import ShardStore
 from gracl.runtime.grid import grid
+from gracl.uses import EvaluateConfig, ExtractConfig
 
 ROOT = Path(__file__).parents[2]
 DOORS = {

@@ -12,7 +12,6 @@ import pytest
 
 from benchmarks.local_twin import learn
 from gracl.cli import load_config
-from gracl.config import EvaluateConfig, ExtractConfig
 from gracl.errors import CheckpointError, ConfigError, ShardError
 from gracl.images.decoding import decode
 from gracl.images.loading import load, share_tickets
@@ -27,6 +26,7 @@ from gracl.retrieval.reranking import reranked
 from gracl.runtime.evaluate import evaluate
 from gracl.runtime.extract import extract
 from gracl.types import FeatureTable
+from gracl.uses import EvaluateConfig, ExtractConfig
 from tests.toy import toy_config
 
 pytestmark = pytest.mark.ray

@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks.local_twin import learn
 from gracl.cli import load_config
-from gracl.config import EvaluateConfig, PublishConfig
 from gracl.images import storage
 from gracl.images.manifests import read_manifest
 from gracl.runtime.checkpoints import load_run_state
@@ -18,6 +17,7 @@ from gracl.runtime.evaluate import evaluate
 from gracl.runtime.ingest import pack
 from gracl.runtime.publish import publish
 from gracl.runtime.train import train
+from gracl.uses import EvaluateConfig, PublishConfig
 from tests.local.test_fit import assert_same_run
 from tests.s3 import BUCKET, serving
 from tests.toy import toy_config

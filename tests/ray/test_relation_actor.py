@@ -57,7 +57,8 @@ class Group:
         attempt = uuid.uuid4().hex
         self._pool = ThreadPoolExecutor(ranks)
         self.relators = [
-            RayRelator(actor, attempt=attempt, rank=rank, ranks=ranks, judged_by=judged_by) for rank in range(ranks)
+            RayRelator(actor, attempt=attempt, rank=rank, ranks=ranks, judged_by=judged_by, wait_s=300.0)
+            for rank in range(ranks)
         ]
 
     def ask(self, question: Callable[[RayRelator, int], Any], rank: int) -> "Future[Any]":
@@ -85,7 +86,7 @@ def who(ray_cluster):
 
 @pytest.fixture(scope="module")
 def actor(board):
-    return start_relation_actor(cpus=0.1, gpus=0.0, images=IMAGES, options=OPTIONS, board=board)
+    return start_relation_actor(cpus=0.1, gpus=0.0, wait_s=300.0, images=IMAGES, options=OPTIONS, board=board)
 
 
 def assert_same_assignment(one: Assignment, other: Assignment) -> None:

@@ -13,13 +13,13 @@ from PIL import Image
 
 from benchmarks.local_twin import learn
 from gracl.cli import load_config
-from gracl.config import ReviewConfig
 from gracl.errors import CheckpointError, ConfigError
 from gracl.images.shards import ShardStore
 from gracl.learning.checkpoint import load_state, save_state
 from gracl.retrieval.agreement import agreement
 from gracl.runtime.review import review
 from gracl.runtime.train import train
+from gracl.uses import ReviewConfig
 from tests.toy import toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -44,15 +44,15 @@ def assert_same_answer(one, other) -> None:
 @pytest.fixture(scope="module")
 def pair(ray_cluster):
     """Two shards that several tests ask."""
-    return start_shards(2, cpus=0.1, gpus=0.0, threads=1)
+    return start_shards(2, cpus=0.1, gpus=0.0, threads=1, wait_s=300.0)
 
 
 def ask(table: np.ndarray, shards: int, precision: str = "float32", board=None):
     options = OPTIONS | {"shards": shards, "precision": precision}
     actor = start_relation_actor(
-        cpus=0.1, gpus=0.0, shards=(0.1, 0.0), images=len(table), options=options, threads=1, board=board
+        wait_s=300.0, cpus=0.1, gpus=0.0, shards=(0.1, 0.0), images=len(table), options=options, threads=1, board=board
     )
-    relator = RayRelator(actor, attempt="test", rank=0, ranks=1, precision=precision)
+    relator = RayRelator(actor, attempt="test", rank=0, ranks=1, precision=precision, wait_s=300.0)
     return actor, relator.relate(0, FeatureTable(np.arange(len(table)), table))
 
 
@@ -72,7 +72,7 @@ def test_features_in_float16_are_those_that_relate_would_round(ray_cluster):
 
 @pytest.mark.ray
 def test_no_shard_is_started_for_one(ray_cluster):
-    assert start_shards(1, cpus=0.1, gpus=0.0, threads=1) == []
+    assert start_shards(1, cpus=0.1, gpus=0.0, threads=1, wait_s=300.0) == []
 
 
 @pytest.mark.ray
@@ -85,6 +85,7 @@ def test_the_table_is_that_of_one_process_and_progress_reaches_the_end(pair):
         12,
         parts=2,
         progress=lambda *at: told.append(at),
+        wait_s=300.0,
         search="exact",
         block_rows=50,
     )
@@ -117,7 +118,7 @@ def test_a_shard_keeps_one_table_and_lets_go_of_it(pair):
 def test_a_refusal_in_a_shard_comes_as_it_is(pair):
     broken = TRAIN.copy()
     broken[7, 3] = np.nan
-    find = partial(find_on, pair, parts=2, progress=lambda *_: None)
+    find = partial(find_on, pair, parts=2, wait_s=300.0, progress=lambda *_: None)
     with pytest.raises(GraclError, match=r"NaN or infinity in 1 rows \[7\]"):
         find(ray.put(broken), broken, 5)
     with pytest.raises(ConfigError, match="effort >= 0"):
@@ -127,7 +128,7 @@ def test_a_refusal_in_a_shard_comes_as_it_is(pair):
 @pytest.mark.ray
 def test_a_shard_killed_at_work_comes_back_and_the_table_is_whole(ray_cluster):
     table = features(20_000)
-    actors, reference = start_shards(2, cpus=0.1, gpus=0.0, threads=1), ray.put(table)
+    actors, reference = start_shards(2, cpus=0.1, gpus=0.0, threads=1, wait_s=300.0), ray.put(table)
     pid = ray.get(actors[0].__ray_call__.remote(lambda living: os.getpid()))
     told = []
 
@@ -136,7 +137,7 @@ def test_a_shard_killed_at_work_comes_back_and_the_table_is_whole(ray_cluster):
             ray.kill(actors[0], no_restart=False)
         told.append(done)
 
-    found = find_on(actors, reference, table, 12, parts=2, progress=tell)
+    found = find_on(actors, reference, table, 12, parts=2, progress=tell, wait_s=300.0)
     np.testing.assert_array_equal(found.indices, nearest(table, 12).indices)
     assert told[-1] == 20_000
     assert ray.get(actors[0].__ray_call__.remote(lambda living: os.getpid())) != pid
@@ -148,9 +149,9 @@ def test_the_relation_actor_killed_at_work_finds_its_shards_again(ray_cluster):
     board = open_board()
     options = OPTIONS | {"shards": 2}
     actor = start_relation_actor(
-        cpus=0.1, gpus=0.0, shards=(0.1, 0.0), images=len(table), options=options, threads=1, board=board
+        wait_s=300.0, cpus=0.1, gpus=0.0, shards=(0.1, 0.0), images=len(table), options=options, threads=1, board=board
     )
-    relator = RayRelator(actor, attempt="test", rank=0, ranks=1)
+    relator = RayRelator(actor, attempt="test", rank=0, ranks=1, wait_s=300.0)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(relator.relate, 0, FeatureTable(np.arange(len(table)), table))
         until = time.monotonic() + 60

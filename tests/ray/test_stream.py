@@ -62,7 +62,12 @@ class Ends:
         sizes = {split: len(store) for split, store in self._stores.items()}
         return [
             StreamBatches(
-                end, self._board, sizes=sizes, barrier=self._barrier.wait, **common(scan_batch, rank, self._ranks)
+                end,
+                self._board,
+                sizes=sizes,
+                barrier=self._barrier.wait,
+                wait_s=60.0,
+                **common(scan_batch, rank, self._ranks),
             )
             for rank, end in enumerate(self._ends)
         ]
@@ -215,7 +220,7 @@ def rank_one(root: str, blocks: list[pa.Table]) -> StreamBatches:
     """The end of the second of two ranks, which posts nothing, on blocks made by hand."""
     stream = SimpleNamespace(iter_batches=lambda **options: iter(blocks))
     sizes = {"train": len(ShardStore.open(root, "train"))}
-    return StreamBatches(stream, None, sizes=sizes, barrier=lambda: None, **common(12, 1, 2))
+    return StreamBatches(stream, None, sizes=sizes, barrier=lambda: None, wait_s=60.0, **common(12, 1, 2))
 
 
 def blocks_of(root: str, plan: Plan, *, reading: int = 1, rank: int = 1) -> list[pa.Table]:

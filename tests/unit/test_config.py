@@ -3,7 +3,7 @@ import inspect
 import pytest
 from pydantic import ValidationError
 
-from gracl.config import EvaluateConfig, IngestConfig, SynthesizeConfig, TrainConfig
+from gracl.config import IngestConfig, SynthesizeConfig, TrainConfig
 from gracl.idle import idle
 from gracl.images.ingesting import ingest_here
 from gracl.images.plans import identity_plan
@@ -29,6 +29,7 @@ from gracl.sections import (
     Schedule,
     Views,
 )
+from gracl.uses import EvaluateConfig
 
 SECTIONS = [
     # section, the function it is unpacked into, arguments that come from elsewhere
@@ -127,7 +128,7 @@ def test_a_config_cannot_be_changed():
         ({"scan_batch": 255, "scale": {"workers": 2}}, "scan_batch that the workers can share"),
         ({"scale": {"workers": 2, "min_workers": 3}}, "scale.min_workers of at most scale.workers"),
         ({"scale": {"workers": 2, "min_workers": 1}, "encoder": {"bn_group": 0}}, "bn_group above 0 with"),
-        ({"scale": {"workers": 4, "min_workers": 2}}, "every number of workers from"),
+        ({"scale": {"workers": 4, "min_workers": 2}}, "16 objects and 3 workers"),
         ({"data": {"root": "x", "query": ""}}, "together, or neither"),
         ({"loss": {"inter_weight": 0, "intra_weight": 0}}, "instance_weight or camera_weight above 0"),
         ({"loss": {"instance_weight": 1}}, "relations.instances and loss.instance_weight together"),

@@ -11,19 +11,22 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
+from benchmarks.rehearse_jobs import wait_until
 from gracl import locks
 from gracl.errors import ConfigError
 from gracl.images import storage
 from gracl.images.ingesting import ingest_here
-from gracl.locks import Holder, holding, is_gone, is_lock, myself, refuse_held
+from gracl.locks import STALE_S, Holder, holding, is_gone, is_lock, myself, refuse_held
 from tests.raw_images import MARKET, fill_folders
 from tests.s3 import BUCKET, listening, reached_at, serving
 
-QUICK = {"beat": 0.1, "stale": 1.0}
+QUICK = {"beat": 0.1, "stale": 10.0}  # a busy machine may stop a thread for seconds
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -95,13 +98,13 @@ def test_a_killed_holder_is_followed_at_once_and_out_loud(tmp_path: Path) -> Non
     other.send_signal(signal.SIGKILL)  # not waited for: it may well be a zombie when it is asked for
     said: list[str] = []
     begun = time.monotonic()
-    while time.monotonic() - begun < 5:  # until the kernel has killed it
+    while time.monotonic() - begun < STALE_S:  # until the kernel has killed it
         try:
             with holding(str(tmp_path), "it", tell=said.append):
                 break
         except ConfigError:
             time.sleep(0.01)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < STALE_S / 2, "it was taken for one that cannot be asked"
     assert len(said) == 1
     assert f"process {other.pid}" in said[0]
     assert "dead; taken over" in said[0]
@@ -145,7 +148,7 @@ def test_a_holder_elsewhere_that_gives_signs_of_life_is_not_disturbed(folder: st
     finally:
         stop.set()
         thread.join()
-    assert "waiting for a sign of life, 1 s at most" in said[0]
+    assert "waiting for a sign of life, 10 s at most" in said[0]
     assert storage.exists(uri)
 
 
@@ -153,8 +156,8 @@ def test_a_holder_elsewhere_that_gives_none_is_followed_after_the_stated_time(fo
     lay(folder, elsewhere())
     said: list[str] = []
     begun = time.monotonic()
-    with holding(folder, "it", tell=said.append, **QUICK):
-        assert 0.8 < time.monotonic() - begun < 5
+    with holding(folder, "it", tell=said.append, beat=0.1, stale=1.0):
+        assert 0.8 < time.monotonic() - begun < STALE_S / 2
     assert [("at most" in words, "dead; taken over" in words) for words in said] == [(True, False), (False, True)]
 
 
@@ -163,7 +166,7 @@ def test_one_that_was_dead_long_ago_costs_no_time(tmp_path: Path) -> None:
     os.utime(uri, (1e9, 1e9))
     begun = time.monotonic()
     with holding(str(tmp_path), "it"):
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < STALE_S / 2
 
 
 def test_a_torn_file_is_judged_by_its_age(tmp_path: Path) -> None:
@@ -180,16 +183,13 @@ def test_the_file_is_refreshed(tmp_path: Path) -> None:
     with holding(str(tmp_path), "it", **QUICK):
         (name,) = storage.names_in(str(tmp_path))
         os.utime(tmp_path / name, (1e9, 1e9))
-        time.sleep(0.5)
-        assert (tmp_path / name).stat().st_mtime > 1e9 + 1
+        assert wait_until(lambda: (tmp_path / name).stat().st_mtime > 1e9 + 1, 20)
     memory = f"memory://{uuid.uuid4().hex}"
     with holding(memory, "it", **QUICK):
         (name,) = storage.names_in(memory)
         first = storage.read_bytes(storage.join(memory, name))
-        time.sleep(0.5)
-        later = storage.read_bytes(storage.join(memory, name))
-        assert first != later
-        assert json.loads(later)["held"]
+        assert wait_until(lambda: storage.read_bytes(storage.join(memory, name)) != first, 20)
+        assert json.loads(storage.read_bytes(storage.join(memory, name)))["held"]
 
 
 def test_who_was_taken_over_stops_and_says_so(folder: str) -> None:
@@ -213,11 +213,10 @@ def test_a_store_that_takes_no_sign_of_life_ends_nothing(tmp_path: Path, monkeyp
     def refuse(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    with holding(str(tmp_path), "it", tell=said.append, **QUICK):
-        with monkeypatch.context() as patch:
-            patch.setattr(locks.os, "utime", refuse)
-            time.sleep(0.5)
-        time.sleep(0.3)
+    with holding(str(tmp_path), "it", tell=said.append, **QUICK), monkeypatch.context() as patch:
+        patch.setattr(locks.os, "utime", refuse)
+        assert wait_until(lambda: bool(said), 20)
+        time.sleep(0.3)  # it is not said again
     assert len(said) == 1
     assert "cannot be refreshed ([Errno 5] Input/output error); trying again" in said[0]
 
@@ -229,16 +228,16 @@ def test_passwords_in_a_command_are_not_written_down(monkeypatch: pytest.MonkeyP
     assert myself().command == "a task of Ray"
 
 
-def contend(folder: str, start: object, results: object) -> None:
+def contend(folder: str, start: Event, results: "Queue[tuple[float, float] | None]") -> None:
     """One of many who want a folder at once; says when it had it."""
-    start.wait()  # type: ignore[attr-defined]
+    start.wait()
     try:
         with holding(folder, "it"):
             begun = time.monotonic()
             time.sleep(0.5)
-            results.put((begun, time.monotonic()))  # type: ignore[attr-defined]
+            results.put((begun, time.monotonic()))
     except ConfigError:
-        results.put(None)  # type: ignore[attr-defined]
+        results.put(None)
 
 
 def assert_one_goes_on(folder: str, many: int) -> None:
@@ -287,7 +286,7 @@ def test_of_two_who_cannot_ask_for_each_other_one_goes_on(tmp_path: Path, monkey
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     got = [word for word in had if word]
     assert len(had) - len(got) + len(got) // 2 == 4
     assert got
@@ -304,18 +303,17 @@ def bucket() -> Iterator[str]:
 
 def test_on_an_object_store(bucket: str) -> None:
     said: list[str] = []
-    with holding(bucket, "run first", tell=said.append, beat=0.3, stale=3.0):
+    with holding(bucket, "run first", tell=said.append, beat=0.3, stale=30.0):
         (name,) = storage.names_in(bucket)
         first = storage.version_of(storage.join(bucket, name))
         with pytest.raises(ConfigError, match="run first"), holding(bucket, "run first"):
             pass
-        time.sleep(1.0)
-        assert storage.version_of(storage.join(bucket, name)) != first
+        assert wait_until(lambda: storage.version_of(storage.join(bucket, name)) != first, 30)
     assert storage.names_in(bucket) == []
     lay(bucket, elsewhere())
     begun = time.monotonic()
     with holding(bucket, "run first", tell=said.append, beat=0.3, stale=3.0):
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < STALE_S / 2
     assert "taken over" in said[-1]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gracl.errors import ConfigError, GraclError, ImageError, LayoutError, ShardError
+from gracl.errors import ConfigError, GraclError, ImageError, LayoutError, ShardError, StorageError
 from gracl.images import ingesting, storage
 from gracl.images.ingesting import in_this_process, ingest_here, write_splits
 from gracl.images.layouts import list_images
@@ -197,13 +197,13 @@ def test_a_failure_at_any_step_leaves_no_split(
     assert not any("/.ingest" in path for path in files(out))
 
 
-def test_a_full_disk_is_said(raw: str, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(uri: str, content: bytes) -> None:
+def test_a_full_disk_is_said(raw: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "write_bytes", full)
-    with pytest.raises(ShardError, match="room and leave to write in .*No space left"):
-        ingest_here(raw, out, "market1501")
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(StorageError, match="room and leave to write .*No space left"):
+        ingest_here(raw, str(tmp_path / "out"), "market1501")
 
 
 KILLED = """

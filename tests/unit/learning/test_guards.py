@@ -87,7 +87,7 @@ def test_whatever_is_none_makes_the_whole_gradient_none(place, bad):
 def test_a_bad_proxy_anywhere_stops_before_the_step(bank, rows, bad, weights, tmp_path):
     for row in range(rows):
         encoder, criterion, optimizer = begin(**weights)
-        criterion.banks()[bank][row, 3] = bad
+        criterion.moved()[bank][row, 3] = bad
         before = {name: tensor.clone() for name, tensor in encoder.named_parameters()}
         study = Study(str(tmp_path), write_bytes, LABELS)
         with pytest.raises(NonFiniteLoss, match=rf"epoch 7, step 0 .*proxies \[{row}\] of bank {bank}") as error:
@@ -146,7 +146,7 @@ def test_weights_that_broke_in_the_last_step_are_not_kept():
     with torch.no_grad():
         encoder.trunk.weight[0, 0, 0, 0] = float("inf")
     with pytest.raises(
-        NonFiniteLoss, match=r"finite weights after epoch 3; came .*1 tensors, among them \['trunk.weight'\]"
+        NonFiniteLoss, match=r"finite weights after epoch 4; came .*1 tensors, among them \['trunk.weight'\]"
     ):
         check_weights(encoder, 3)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gracl.errors import RanksDiffer
 from gracl.learning.checkpoint import TrainState
 from gracl.learning.epoch_report import Clock
 from gracl.learning.losses import ProxyContrast
@@ -17,12 +18,20 @@ LABELS = assignment(np.array([0, 0, 1, 1]))
 STEPS = 10
 
 
-def kept_at(every_steps=0, every_minutes=0.0, *, answer=None, gather=lambda rows: rows, after=lambda step: None):
+def kept_at(
+    every_steps=0,
+    every_minutes=0.0,
+    *,
+    answer=None,
+    look=lambda epoch, step: None,
+    gather=lambda rows: rows,
+    after=lambda step: None,
+):
     """The states of an epoch of ten steps; `after` is called after each."""
     encoder, criterion, states = small_encoder(), ProxyContrast(), []
     criterion.begin_epoch(LABELS, "cpu")
     members = {"encoder": encoder, "criterion": criterion, "optimizer": build_optimizer(encoder.parameters())}
-    keeper = MidwayKeeper(states.append, every_steps, every_minutes, gather=gather, **members, teacher=None)
+    keeper = MidwayKeeper(states.append, every_steps, every_minutes, look=look, gather=gather, **members, teacher=None)
     state = TrainState.fresh(encoder, {}, height=8, width=4)
     kept = keeper.of(state, Clock(), LABELS, answer, None)
     if kept is None:
@@ -50,6 +59,22 @@ def test_steps_alone_are_counted_without_a_word_between_ranks():
     asked = []
     kept_at(5, gather=lambda rows: asked.append(rows.shape) or rows)
     assert asked == [(1, 5, 5)], "only the losses of the one state"
+
+
+def test_what_is_wrong_is_found_before_it_is_kept():
+    """A state of ranks that differ would be gone on with, and then nobody would see it any more."""
+    looks = []
+
+    def look(epoch, step):
+        looks.append((epoch, step))
+        if step == 5:
+            raise RanksDiffer("others on rank 1")
+
+    asked = []
+    with pytest.raises(RanksDiffer):
+        kept_at(3, look=look, gather=lambda rows: asked.append(len(rows)) or rows)
+    assert looks == [(0, 2), (0, 5)]
+    assert len(asked) == 1, "the second state is meant not to be put together"
 
 
 def test_whichever_of_the_two_is_due_first():

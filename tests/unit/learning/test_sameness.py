@@ -114,6 +114,17 @@ def test_one_bit_of_one_rank_is_an_error_that_names_it(what):
     assert f"['{what}']" in str(error.value)
 
 
+def test_a_teacher_is_held_against_the_others():
+    mine = trained()
+    other = twin_of(mine)
+    teachers = [copy.deepcopy(mine[0]) for _ in range(2)]
+    SameWeights(Gathered((*other, teachers[1])), *mine, teacher=teachers[0]).after_epoch(0)
+    with torch.no_grad():
+        teachers[1].trunk.weight.view(-1)[0] += 1
+    with pytest.raises(RanksDiffer, match=r"ranks \[1\], in 1 of \d+ tensors, among them \['teacher.trunk.weight'\]"):
+        SameWeights(Gathered((*other, teachers[1])), *mine, teacher=teachers[0]).after_epoch(0)
+
+
 def test_of_two_that_differ_the_second_is_named():
     mine = trained()
     other = twin_of(mine)

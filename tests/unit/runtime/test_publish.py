@@ -12,7 +12,6 @@ import pytest
 from mlflow import MlflowClient
 
 from benchmarks.local_twin import learn
-from gracl.config import PublishConfig
 from gracl.errors import ConfigError, GraclError
 from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view
@@ -22,6 +21,7 @@ from gracl.retrieval.card import model_card
 from gracl.runtime.publish import crowned, judged_on, publish
 from gracl.runtime.runs import prepare, register
 from gracl.runtime.tracking import tracking_uri
+from gracl.uses import PublishConfig
 from tests.toy import toy_config
 
 LOAD = """

@@ -19,7 +19,7 @@ def parts(precision=np.float32):
 
 @pytest.mark.parametrize("precision", [np.float32, np.float16])
 def test_parts_of_either_precision_are_one_table(precision):
-    found = RelationActor(20, options=OPTIONS)._relate(3, parts(precision))
+    found = RelationActor(20, wait_s=60.0, options=OPTIONS)._relate(3, parts(precision))
     expect = relate(np.repeat(np.eye(4, 8, dtype=precision), 5, axis=0), epoch=3, **OPTIONS)
     np.testing.assert_array_equal(found.labels, expect.labels)
     assert (found.epoch, found.clusters) == (3, 4)
@@ -28,7 +28,9 @@ def test_parts_of_either_precision_are_one_table(precision):
 def test_the_labels_of_the_epoch_before_come_with_the_first_part():
     previous, halves = np.arange(20) % 5, parts()
     halves[0].append(previous)
-    actor = RelationActor(20, options=OPTIONS | {"eps": 0.001, "min_samples": 30, "on_collapse": "keep_previous"})
+    actor = RelationActor(
+        20, wait_s=60.0, options=OPTIONS | {"eps": 0.001, "min_samples": 30, "on_collapse": "keep_previous"}
+    )
     found = actor._relate(3, halves)
     np.testing.assert_array_equal(found.labels, previous)
     assert found.stats["kept_previous"] == 1
@@ -40,4 +42,4 @@ def test_features_that_do_not_fit_are_refused_before_they_are_gathered(monkeypat
     monkeypatch.setattr(measuring, "available_memory", lambda: 100)
     monkeypatch.setattr(FeatureTable, "gather", lambda *_: pytest.fail("they were gathered"))
     with pytest.raises(GraclError, match=r"for the features of 20 images; came .* set relations.precision=float16"):
-        RelationActor(20, options=OPTIONS)._relate(0, parts())
+        RelationActor(20, wait_s=60.0, options=OPTIONS)._relate(0, parts())

@@ -47,6 +47,25 @@ def test_quieten_sets_what_is_not_set_and_leaves_what_is(environment):
     assert os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] == "1"
 
 
+@pytest.mark.parametrize(("elastic", "seconds"), [(False, "300"), (True, "90")])
+def test_an_elastic_run_waits_less_for_a_group_that_does_not_come_about(environment, elastic, seconds):
+    quieten(elastic=elastic)
+    assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == seconds
+
+
+def test_a_cluster_of_our_own_has_room_for_all_workers_of_an_elastic_run(calls):
+    with pytest.raises(ConfigError), session(Demand(cpus=2.0, gpus=0.0, parts="", elastic=(1, 40, 1.0, 0.0))):
+        pytest.fail("the Ray of this test stays as small as it is")
+    assert calls[0][1]["num_cpus"] == max(os.cpu_count() or 1, 42)
+
+
+def test_workers_that_ray_would_begin_without_room_for_the_others_are_refused(calls):
+    """Nodes of 2 and 1 CPUs: Ray begins three workers of one CPU each, and nothing is left for the relation actor."""
+    sessions._check(Demand(cpus=2.0, gpus=0.0, parts="", elastic=(1, 2, 1.0, 0.0)))
+    with pytest.raises(ConfigError, match=r"4 CPUs and 0 GPUs: Ray will begin 3 workers .*; came a cluster with 3"):
+        sessions._check(Demand(cpus=2.0, gpus=0.0, parts="", elastic=(1, 8, 1.0, 0.0)))
+
+
 def test_a_cluster_of_our_own_is_as_large_as_the_run_and_ends_with_it(calls):
     with session(DEMAND):
         assert [name for name, _ in calls] == ["init"]

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from gracl.runtime import terminal
-from gracl.runtime.terminal import COLUMNS, Meter, Progress, clock, epoch_row, notes, say, table, watching
+from gracl.runtime.terminal import COLUMNS, Meter, Progress, clock, epoch_row, in_words, say, table, watching
 
 EPOCH = {
     "epoch": 3.0,
@@ -202,7 +202,7 @@ def test_watching_ends_quietly_when_the_board_is_gone(monkeypatch):
 
 def test_a_collapse_is_said_in_words():
     figures = {"epoch": 3.0, "cluster/number": 9.0, "train/loss": 1.0}
-    assert notes(figures) == notes(figures | {"cluster/collapsed": 0.0}) == []
+    assert in_words(figures) == in_words(figures | {"cluster/collapsed": 0.0}) == []
     kept = figures | {"cluster/collapsed": 1.0, "cluster/found": 1.0, "cluster/kept_previous": 1.0}
-    (text,) = notes(kept)
+    (text,) = in_words(kept)
     assert text.startswith("the clustering collapsed to 1 clusters; the labels of the epoch before were kept")

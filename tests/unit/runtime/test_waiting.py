@@ -2,14 +2,14 @@
 
 import fcntl
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
-from gracl.errors import StorageError
+from benchmarks.rehearse_jobs import wait_until
+from gracl.errors import StorageError, WaitedTooLong
 from gracl.images import cache
 from gracl.runtime import drawing
 from gracl.runtime.drawing import Drawing
@@ -26,14 +26,12 @@ def test_an_item_that_does_not_come_is_named() -> None:
 
     def items() -> Iterator[int]:
         yield 1
-        never.wait(20)
+        never.wait(60)
 
-    found = each_within(items(), "the next block", 0.2)
+    found = each_within(items(), "the next block", 2.0)
     assert next(found) == 1
-    begun = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"expected the next block within 0.2 s; came nothing; look"):
+    with pytest.raises(WaitedTooLong, match=r"expected the next block within 2 s; came nothing; look"):
         next(found)
-    assert time.monotonic() - begun < 5
     never.set()
 
 
@@ -59,11 +57,8 @@ def test_who_stops_taking_ends_the_fetching() -> None:
     found = each_within(items(), "the next block", 5.0)
     assert next(found) == 0
     found.close()
-    time.sleep(1.5)
-    seen = len(fetched)
-    time.sleep(0.5)
-    assert len(fetched) == seen < 10
-    assert not [thread for thread in threading.enumerate() if thread.name == "gracl-fetch" and thread.is_alive()]
+    assert wait_until(lambda: all(thread.name != "gracl-fetch" for thread in threading.enumerate()), 30)
+    assert len(fetched) < 10
 
 
 def test_an_answer_beside_an_actor() -> None:
@@ -75,10 +70,14 @@ def test_an_answer_beside_an_actor() -> None:
             return self.it
 
     reference = Reference()
-    with pytest.raises(TimeoutError, match=r"expected lists within 0.1 s; came nothing"):
+    with pytest.raises(WaitedTooLong, match=r"expected lists within 0.1 s; came nothing"):
         answer_beside(reference, "lists", 0.1)
     reference.it.set_result(3)
     assert answer_beside(reference, "lists", 0.1) == 3
+    late = Reference()
+    late.it.set_exception(TimeoutError("of its own"))
+    with pytest.raises(TimeoutError, match="of its own"):
+        answer_beside(late, "lists", 5.0)
 
 
 def test_a_page_that_is_never_drawn_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

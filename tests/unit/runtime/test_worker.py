@@ -8,7 +8,7 @@ import pytest
 import ray
 import torch
 
-from gracl.errors import ClusteringCollapsed, StorageError
+from gracl.errors import ClusteringCollapsed, StorageError, WaitedTooLong
 from gracl.images.batches import MappedBatches
 from gracl.images.manifests import read_manifest
 from gracl.images.plans import identity_plan
@@ -155,17 +155,31 @@ def test_a_group_that_is_restarted_after_a_refusal_ends_at_once(monkeypatch):
     assert board.refusals == []
 
 
+def test_what_was_waited_for_may_come_after_a_restart(monkeypatch):
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
+
+    def wait(job):
+        raise WaitedTooLong("nothing came")
+
+    monkeypatch.setattr(worker, "_train", wait)
+    board = FakeBoard(None)
+    with pytest.raises(WaitedTooLong):
+        train_worker(job_with(board))
+    assert board.refusals == [], "that is a failure and no refusal"
+
+
 def job_with(board: FakeBoard) -> worker.Job:
     lesson = describe_lesson(toy_config("nowhere"))
     source = Source("nowhere", None, {}, {}, "train", 32, 16, 64)
-    return worker.Job(source, lesson, worker.Splits(), board, relation_actor=None, judged_by=[], threads=1, recipe={})
+    told = {"threads": 1, "recipe": {}, "wait_s": 60.0, "folder": "", "deterministic": False}
+    return worker.Job(source, lesson, worker.Splits(), board, relation_actor=None, judged_by=[], **told)
 
 
 def test_mapped_batches_read_this_ranks_share(toy_shards):
     sizes = {split: len(ShardStore.open(toy_shards, split)) for split in ("train", "query")}
     digests = {split: read_manifest(toy_shards, split).digest for split in sizes}
     source = Source(toy_shards, None, sizes, digests, "train", 32, 16, scan_batch=64, stream="mapped", views={"pad": 2})
-    batches = [open_batches(source, None, TorchRanks(rank, 2, height=32, width=16)) for rank in range(2)]
+    batches = [open_batches(source, None, TorchRanks(rank, 2, height=32, width=16), wait_s=60.0) for rank in range(2)]
     assert all(isinstance(one, MappedBatches) for one in batches)
     seen = [np.concatenate([batch.indices for batch in one.scan("train")]) for one in batches]
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(sizes["train"]))

@@ -138,7 +138,7 @@ class Chaos:
     dice: random.Random
     seen: dict[int, float] = field(default_factory=dict)
     kills: list[Kill] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)
+    impossible: set[tuple[str, str]] = field(default_factory=set)
 
     def disturb(self, name: str, wanted: list[tuple[str, str]]) -> dict[str, Any]:
         """One run to its end; takes from `wanted` what the phase allows, at most one kill before an epoch is done.
@@ -272,10 +272,10 @@ def recorded(result: Mapping[str, Any]) -> list[int]:
     return sorted(point.step for point in client.get_metric_history(result["mlflow_run_id"], "train/loss"))
 
 
-def schedule(kills: int, dice: random.Random) -> list[tuple[str, str]]:
-    """Every victim in every phase, in a drawn order, again and again until there are enough."""
+def schedule(dice: random.Random, impossible: set[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Every victim in every phase, in a drawn order, without those that were found not to occur."""
     every = [(victim, phase) for victim in VICTIMS for phase in PHASES]
-    return [pair for _ in range(-(-kills // len(every))) for pair in dice.sample(every, len(every))][:kills]
+    return [pair for pair in dice.sample(every, len(every)) if pair not in impossible]
 
 
 @contextmanager
@@ -288,12 +288,15 @@ def chaos(runs: Path, settings: tuple[str, ...], seed: int) -> Iterator[Chaos]:
         yield Chaos(cluster, runs, (*settings, f"runs={runs}", "scale.max_failures=-1"), random.Random(seed))
 
 
-def rehearse(shards: str, runs: Path, *, kills: int, seed: int, settings: tuple[str, ...] = ()) -> dict[str, Any]:
+def rehearse(
+    shards: str, runs: Path, out: Path, *, kills: int, seed: int, settings: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """All of it.
 
     Args:
         shards: of a world to train on.
         runs: an empty folder.
+        out: a JSON file; what was seen so far is written there after each run.
         kills: how many.
         seed: they are drawn from it.
         settings: of the training, beside `SETTINGS`.
@@ -301,43 +304,58 @@ def rehearse(shards: str, runs: Path, *, kills: int, seed: int, settings: tuple[
     Returns:
         Each kill, what differed from the unbroken run, and what was left.
     """
-    shared, wanted = set(os.listdir("/dev/shm")), schedule(kills, random.Random(seed))
+    shared, drawn, wanted = set(os.listdir("/dev/shm")), random.Random(seed), list[tuple[str, str]]()
     results, differences, doubled = list[dict[str, Any]](), list[str](), list[str]()
     with chaos(runs, (*SETTINGS, f"data.root={shards}", *settings), seed) as running:
         began = time.monotonic()
         unbroken = load_state(running.disturb("unbroken", [])["checkpoint"])
         alone = time.monotonic() - began
-        while wanted and len(results) < kills:
-            name, before = f"killed-{len(results):02d}", len(running.kills)
-            results.append(running.disturb(name, wanted))
-            if len(running.kills) == before:  # what is still wanted does not occur: nothing of it lives in that phase
-                running.missed, wanted = [f"{victim} in {phase}" for victim, phase in wanted], []
+        while (missing := kills - len(running.kills)) > 0:
+            if not wanted and not (wanted := schedule(drawn, running.impossible)):
+                break  # nothing that is asked for can be killed
+            name, asked = f"killed-{len(results):02d}", wanted[:missing]
+            later = wanted[missing:]
+            results.append(running.disturb(name, asked))
+            wanted = asked + later
+            if missing == kills - len(running.kills):  # a run in which nothing that is wanted lived in that phase
+                running.impossible |= {*asked}
+                wanted = [pair for pair in later if pair not in running.impossible]
             try:
                 assert_same_run(load_state(results[-1]["checkpoint"]), unbroken)
             except AssertionError as error:
                 differences.append(f"{name}: {error}")
             if (steps := recorded(results[-1])) != list(range(1, EPOCHS + 1)):
                 doubled.append(f"{name}: {steps}")
+            out.write_text(json.dumps(_seen(running, results, alone, differences, doubled), indent=1))
         temporary = sorted(place.name for place in (runs / "tmp").iterdir())
         wait_until(lambda: not running.busy(), 30)
         busy = running.busy()
     gone = wait_until(lambda: not running.left(), 30)
-    return {
-        "kills": [asdict(kill) for kill in running.kills],
-        "by_victim": Counter(kill.victim for kill in running.kills),
-        "by_phase": Counter(kill.phase for kill in running.kills),
-        "not_possible": running.missed,
-        "runs": len(results),
-        "unbroken_s": round(alone, 1),
-        "differing_from_the_unbroken_run": differences,
-        "mlflow_not_once_each": doubled,
-        "epochs_repeated_beside_the_one_under_way": sum(kill.repeated for kill in running.kills),
+    found = _seen(running, results, alone, differences, doubled) | {
         "left": {
             "processes_after_the_runs": busy,
             "processes_after_the_cluster": [] if gone else running.left(),
             "shared_memory": sorted(set(os.listdir("/dev/shm")) - shared),
             "temporary": temporary,
         },
+    }
+    out.write_text(json.dumps(found, indent=1))
+    return found
+
+
+def _seen(
+    running: Chaos, results: list[dict[str, Any]], alone: float, differences: list[str], doubled: list[str]
+) -> dict[str, Any]:
+    return {
+        "kills": [asdict(kill) for kill in running.kills],
+        "by_victim": Counter(kill.victim for kill in running.kills),
+        "by_phase": Counter(kill.phase for kill in running.kills),
+        "not_possible": sorted(f"{victim} in {phase}" for victim, phase in running.impossible),
+        "runs": len(results),
+        "unbroken_s": round(alone, 1),
+        "differing_from_the_unbroken_run": differences,
+        "mlflow_not_once_each": doubled,
+        "epochs_repeated_beside_the_one_under_way": sum(kill.repeated for kill in running.kills),
     }
 
 
@@ -347,8 +365,8 @@ def main() -> None:
     if not {"shards", "runs", "out"} <= {*options} <= {"shards", "runs", "out", "kills", "seed"}:
         raise SystemExit(f"expected shards=, runs=, out=, kills=, seed=; came {' '.join(sys.argv[1:])}")
     shards, runs = Path(options["shards"]).absolute(), Path(options["runs"]).absolute()
-    found = rehearse(str(shards), runs, kills=int(options.get("kills", 60)), seed=int(options.get("seed", 0)))
-    Path(options["out"]).write_text(json.dumps(found, indent=1))
+    number, seed = int(options.get("kills", 60)), int(options.get("seed", 0))
+    found = rehearse(str(shards), runs, Path(options["out"]), kills=number, seed=seed)
     print(json.dumps({name: value for name, value in found.items() if name != "kills"}, indent=1))
 
 

@@ -1,7 +1,9 @@
 """Pictures into features, in this process and without Ray: what a trained encoder is for."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +17,14 @@ from PIL import Image
 from gracl.errors import ConfigError, GraclError, ImageError, expected
 from gracl.images import storage
 from gracl.images.decoding import MAX_FILE_BYTES
-from gracl.images.loading import load, share_tickets
+from gracl.images.loading import Encoded, OnBad, load, share_tickets
 from gracl.images.plans import scan_plan
 from gracl.images.views import eval_view
 from gracl.learning.checkpoint import load_encoder
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import autocast, encode
 from gracl.learning.flipping import encode_with_mirror
+from gracl.types import FeatureTable
 
 # A file or URI, the bytes of a file, or pixels as uint8 [height, width, 3], red first.
 Picture = str | Path | bytes | ndarray
@@ -62,23 +65,63 @@ def embed(
     if min(batch, threads) < 1:
         raise ConfigError(expected("batch and threads of at least 1", f"{batch} and {threads}", "raise them"))
     encoder, view = model if isinstance(model, tuple) else load_encoder(model)
-    size: dict[str, Any] = dict(view)
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    encoder = encoder.to(where).eval()
-    scan = load(
-        share_tickets(partial(_read, images), scan_plan(len(images), batch)),
-        partial(eval_view, **size),
-        **size,
-        seed=None,
-        threads=threads,
-    )
-    how: Any = encode_with_mirror if flip else encode
-    try:
-        with torch.inference_mode():
-            found = how(encoder, scan, autocast(where, precision), progress)
-    finally:
-        scan.close()
-    return np.asarray((found[1] if flip else found).features)
+    describe = Description(encoder.to(where).eval(), view, batch, threads, autocast(where, precision), flip)
+    return np.asarray(describe(partial(_read, images), len(images), progress).features)
+
+
+@dataclass(frozen=True)
+class Description:
+    """How pictures are described: by which encoder (on its device), at which size, how many at a time."""
+
+    encoder: Encoder
+    view: Mapping[str, int]
+    batch: int
+    threads: int
+    casting: AbstractContextManager[object]
+    flip: bool = False
+
+    def __call__(
+        self,
+        read: Callable[[Int64[ndarray, "rows"]], Sequence[Encoded]],
+        images: int,
+        progress: Callable[[int], None] = lambda done: None,
+        on_bad: OnBad | None = None,
+    ) -> FeatureTable:
+        """The features of pictures 0 to `images` - 1; `read` gives the bytes of some, the rest as `load`."""
+        size: dict[str, Any] = dict(self.view)
+        scan = load(
+            share_tickets(read, scan_plan(images, self.batch)),
+            partial(eval_view, **size),
+            **size,
+            seed=None,
+            threads=self.threads,
+            on_bad=on_bad,
+        )
+        how: Any = encode_with_mirror if self.flip else encode
+        try:
+            with torch.inference_mode():
+                found = how(self.encoder, scan, self.casting, progress)
+        finally:
+            scan.close()
+        table: FeatureTable = found[1] if self.flip else found
+        return table
+
+    def readable(
+        self, read: Callable[[Int64[ndarray, "rows"]], Sequence[Encoded | ImageError]], images: int
+    ) -> tuple[FeatureTable, dict[int, ImageError]]:
+        """The same, without those that cannot be read or decoded, and the reason of each of them by its number."""
+        bad: dict[int, ImageError] = {}
+
+        def bytes_of(rows: Int64[ndarray, "rows"]) -> list[Encoded]:
+            found = read(rows)
+            bad.update({int(row): one for row, one in zip(rows, found, strict=True) if isinstance(one, ImageError)})
+            return [b"" if isinstance(one, ImageError) else one for one in found]
+
+        # Where the bytes were not there, that is the reason, not that nothing can be made of no bytes.
+        table = self(bytes_of, images, on_bad=bad.setdefault)
+        good = ~np.isin(table.indices, np.fromiter(bad, np.int64, len(bad)))
+        return FeatureTable(table.indices[good], table.features[good]), bad
 
 
 def _read(images: Sequence[Picture], rows: Int64[ndarray, "rows"]) -> list[bytes]:

@@ -45,6 +45,12 @@ class Place(Section):
     cache: str | None = Field(None, description="node-local folder for shards of a remote root; default: user cache")
 
 
+class Packed(Place):
+    """Where shards are, if the pictures are in shards."""
+
+    root: str = Field("", description="folder or URI (s3://, gs://) that holds the splits made by pipelines/ingest.py")
+
+
 class Judged(Place):
     """Where shards are, and which splits are judged."""
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from gracl.config import Name, refuse_unless
-from gracl.sections import Crew, Expansion, Judged, Place, Positive, Reranking, Reviewed, Section
+from gracl.sections import Crew, Expansion, Judged, Packed, Positive, Reranking, Reviewed, Section
 
 
 class ModelConfig(Section):
@@ -19,11 +19,30 @@ class ModelConfig(Section):
 
 
 class ExtractConfig(ModelConfig):
-    """Features of one split, written as Arrow files."""
+    """Embeddings of a split of shards, or of pictures as they lie, written as Parquet."""
 
-    data: Place
-    split: str = Field("gallery", description="the split to describe")
-    out: str = Field(description="folder for the feature table")
+    data: Packed = Packed()
+    split: str = Field("gallery", description="split of data.root to describe")
+    images: str | None = Field(
+        None,
+        description="instead of data.root: a folder or a prefix of pictures, or a CSV or Parquet list of them with the "
+        "column path and, where known, camera_id and track",
+    )
+    out: str = Field(description="folder for the embedding table; the same command goes on with an unfinished one")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of the embeddings in the files")
+    part: Positive = Field(4096, description="pictures of one file, at most: what is lost with an actor")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ExtractConfig":
+        refuse_unless(
+            bool(self.data.root) != bool(self.images),
+            "one of data.root and images",
+            f"data.root={self.data.root!r} and images={self.images!r}",
+            "name shards or pictures",
+        )
+        unused = [name for name in ("split", "data") if name in self.model_fields_set] if self.images else []
+        refuse_unless(not unused, "nothing of shards beside images", ", ".join(unused), "leave it out")
+        return self
 
 
 class EvaluateConfig(ModelConfig):

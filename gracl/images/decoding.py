@@ -38,6 +38,7 @@ _SCAN = b"\xff\xda"
 _APP1, _START_OF_SCAN, _END = 0xE1, 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # not a stuffed byte, a restart or a filling
 _ORIENTATION, _SHORT = 0x0112, 3
+_ADDRESS = re.compile(r" <_io\.BytesIO object at 0x[0-9a-f]+>")
 
 Pixels = UInt8[ndarray, "height width 3"]
 
@@ -89,7 +90,8 @@ def _decode_with_pillow(buffer: memoryview) -> Pixels:
     return upright(pixels, orientation(exif))
 
 
-def _unreadable(buffer: memoryview, reason: object) -> ImageError:
+def _unreadable(buffer: memoryview, error: Exception) -> ImageError:
+    reason = _ADDRESS.sub("", str(error))  # the same file has the same reason in every run
     return ImageError(
         expected(
             "the bytes of a whole picture",

@@ -19,6 +19,7 @@ from gracl.types import EMPTY, Batch, Plan
 
 Encoded = bytes | memoryview
 View = Callable[[Encoded, np.random.Generator | None], UInt8[ndarray, "height width 3"]]
+OnBad = Callable[[int, ImageError], object]
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def load(
     seed: int | None,
     threads: int = 2,
     ahead: int = 3,
+    on_bad: OnBad | None = None,
 ) -> Generator[Batch, None, None]:
     """Decodes tickets into batches, in order, `ahead` tickets before they are asked for.
 
@@ -111,6 +113,8 @@ def load(
         seed: of the dice; None gives the view no dice (a scan).
         threads: that decode.
         ahead: tickets decoded in advance; memory holds that many batches besides the one handed out.
+        on_bad: told the index of a picture that cannot be read, and why, from any thread; the picture is black then.
+            None: the error is raised.
 
     Raises:
         ImageError: while iterating; says which image of which ticket could not be read.
@@ -120,18 +124,24 @@ def load(
         raise ValueError(
             expected("threads >= 1 and ahead >= 0", f"{threads} and {ahead}", "correct the loading settings")
         )
-    return _load(tickets, view, (height, width), seed, threads, ahead)
+    return _load(tickets, view, (height, width), seed, threads, ahead, on_bad)
 
 
 def _load(
-    tickets: Iterable[Ticket], view: View, size: tuple[int, int], seed: int | None, threads: int, ahead: int
+    tickets: Iterable[Ticket],
+    view: View,
+    size: tuple[int, int],
+    seed: int | None,
+    threads: int,
+    ahead: int,
+    on_bad: OnBad | None,
 ) -> Generator[Batch, None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="gracl-view")
     begun: deque[tuple[Batch, list[Future[None]]]] = deque()
     try:
         for ticket in tickets:
             if len(ticket.images):
-                begun.append(_begin(pool, threads, ticket, view, size, seed))
+                begun.append(_begin(pool, threads, ticket, view, size, seed, on_bad))
             if len(begun) > ahead:
                 yield _finish(*begun.popleft())
         while begun:
@@ -141,14 +151,20 @@ def _load(
 
 
 def _begin(
-    pool: ThreadPoolExecutor, threads: int, ticket: Ticket, view: View, size: tuple[int, int], seed: int | None
+    pool: ThreadPoolExecutor,
+    threads: int,
+    ticket: Ticket,
+    view: View,
+    size: tuple[int, int],
+    seed: int | None,
+    on_bad: OnBad | None,
 ) -> tuple[Batch, list[Future[None]]]:
     """Makes the batch's empty pictures and sets the threads to fill them, a run of rows each."""
     columns = np.flatnonzero(ticket.indices != EMPTY)
     images = np.empty((len(columns), *size, 3), np.uint8)
     cuts = np.linspace(0, len(columns), min(threads, len(columns)) + 1).astype(int).tolist()
     jobs = [
-        pool.submit(_fill, images, range(start, stop), columns, ticket, view, seed)
+        pool.submit(_fill, images, range(start, stop), columns, ticket, view, seed, on_bad)
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True)
     ]
     return Batch(ticket.ticket, ticket.epoch, ticket.indices[columns], images), jobs
@@ -167,6 +183,7 @@ def _fill(
     ticket: Ticket,
     view: View,
     seed: int | None,
+    on_bad: OnBad | None,
 ) -> None:
     for row in rows:
         place = ticket.first_place + int(columns[row])
@@ -175,6 +192,10 @@ def _fill(
             picture = view(ticket.images[row], dice)
         except ImageError as error:
             index = int(ticket.indices[columns[row]])
+            if on_bad is not None:
+                on_bad(index, error)
+                images[row] = 0
+                continue
             raise ImageError(f"image {index} (ticket {ticket.ticket} of epoch {ticket.epoch}): {error}") from error
         if picture.shape != images.shape[1:]:  # NumPy would stretch some wrong shapes without a word
             raise ValueError(expected(f"views of shape {images.shape[1:]}", picture.shape, "set one size for both"))

@@ -23,7 +23,7 @@ from gracl.locks import holding
 from gracl.retrieval import expansion, reranking
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.ranking import rank, similarity_blocks
-from gracl.runtime.extract import check, demand, describe_split, near
+from gracl.runtime.describe import check, demand, describe_split, near
 from gracl.runtime.session import session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import say

@@ -1,230 +1,257 @@
-"""extract(config): the features of a split, described by as many Ray actors as asked for, written as Arrow files.
+"""extract(config): embeddings of pictures, as Parquet, by a pool of Ray Data's actors.
 
-No Ray Train here: nothing is learnt, so chunks of the split can go to whoever is free, and a lost actor's chunk is
-simply described again.
+The work is cut into parts of a fixed number of pictures. An actor describes a part and writes its file, whole or not at
+all, under a name that follows from its number: a part that is done twice (an actor or node was lost) is written once,
+and who repeats the command does what is missing.
 """
 
-import io
-import json
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
+import ray.data
 import torch
-from ray.util import ActorPool
+from jaxtyping import Int64
+from numpy import ndarray
 
-from gracl.config import TrainConfig
-from gracl.errors import ConfigError, expected
-from gracl.images import storage
-from gracl.images.loading import load, share_tickets
-from gracl.images.manifests import read_manifest
-from gracl.images.plans import scan_plan
+from gracl.embedding import Description
+from gracl.errors import ConfigError, ImageError, expected
+from gracl.images import embeddings, storage
+from gracl.images.embeddings import ASKED, SCHEMA_VERSION, Asked, Part, finished_part, part_name, write_part
+from gracl.images.loading import Encoded
+from gracl.images.manifests import BadImage, read_manifest
 from gracl.images.shards import ShardStore
-from gracl.images.views import eval_view
-from gracl.learning.encoder import Encoder
-from gracl.learning.fit import autocast, encode
-from gracl.learning.flipping import encode_with_mirror
+from gracl.images.sources import Listing, list_source, read_pictures
+from gracl.learning.fit import autocast
+from gracl.learning.identity import model_digest
 from gracl.locks import holding
 from gracl.runtime.checkpoints import load_model
-from gracl.runtime.session import Demand, refusals, session
+from gracl.runtime.describe import check, demand, near
+from gracl.runtime.session import refusals, session
 from gracl.runtime.terminal import Progress, say
-from gracl.runtime.waiting import too_long
-from gracl.sections import Crew, Place
-from gracl.types import FeatureTable, Plan
-from gracl.uses import ExtractConfig, ModelConfig
+from gracl.runtime.waiting import each_within
+from gracl.types import UNKNOWN
+from gracl.uses import ExtractConfig
 
-CHUNK_TICKETS = 8
-FEATURES_SCHEMA = 1
+Row = dict[str, Any]
 
 
-class Describer:
-    """An encoder that lives on some node and describes chunks of a split.
+class PartWriter:
+    """An encoder that lives on some node, describes parts and writes their files.
 
     Args:
         checkpoint: URI of the model's folder.
-        root, split, cache: of the shards.
-        batch: images at a time.
-        flip: describe mirror images, too.
-        plain: give the plain features, also beside flip-averaged ones.
+        out: folder of the table.
+        store: root, split and cache of shards; None where the pictures are files.
+        root: of the files.
+        options: `batch`, `precision`, `threads`, `decode_threads`, `flip`, `dtype`.
     """
 
     def __init__(
-        self,
-        checkpoint: str,
-        *,
-        root: str,
-        split: str,
-        cache: str | None,
-        batch: int,
-        precision: str,
-        threads: int,
-        decode_threads: int,
-        flip: bool = False,
-        plain: bool = True,
+        self, checkpoint: str, out: str, store: tuple[str, str, str | None] | None, root: str, options: dict[str, Any]
     ) -> None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(options["threads"])
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        encoder, size = load_model(checkpoint)
-        self._encoder, self._size = encoder.to(device), dict[str, Any](size)
-        self._store = ShardStore.open(root, split, cache=cache)
-        self._casting = autocast(device, precision)
-        self._batch, self._decode_threads, self._flip = batch, decode_threads, flip
-        self._first = 1 if flip and not plain else 0
-
-    def describe(self, chunk: tuple[int, int]) -> tuple[FeatureTable, ...]:
-        """The features of the tickets from `chunk[0]` up to `chunk[1]` of the split's scan: plain, flip-averaged."""
-        tickets = scan_plan(len(self._store), self._batch).tickets[chunk[0] : chunk[1]]
-        scan = load(
-            share_tickets(self._store.read, Plan(epoch=0, tickets=tickets)),
-            partial(eval_view, **self._size),
-            **self._size,
-            seed=None,
-            threads=self._decode_threads,
+        encoder, view = load_model(checkpoint)
+        self._describe = Description(
+            encoder.to(device),
+            view,
+            options["batch"],
+            options["decode_threads"],
+            autocast(device, options["precision"]),
+            options["flip"],
         )
-        if self._flip:
-            return encode_with_mirror(self._encoder, scan, self._casting, lambda done: None)[self._first :]
-        return (encode(self._encoder, scan, self._casting, lambda done: None),)
+        self._out, self._root, self._dtype = out, root, options["dtype"]
+        self._store = ShardStore.open(store[0], store[1], cache=store[2]) if store else None
+        self._cameras = self._store.camera_ids() if self._store else None
 
-
-def describe_split(
-    config: ModelConfig, data: Place, split: str, *, plain: bool = True
-) -> Iterator[tuple[FeatureTable, ...]]:
-    """The features of a split in parts, in whatever order they come, with progress on the terminal.
-
-    Each part holds the plain features and, with `config.flip`, the flip-averaged ones after them; without `plain` these
-    alone.
-
-    Raises:
-        ImageError, ShardError, CheckpointError: from the actors, as they raised it.
-    """
-    scale, root = config.scale, storage.absolute(data.root)
-    images = read_manifest(root, split).num_images
-    tickets = -(-images // config.batch)
-    size = min(CHUNK_TICKETS, -(-tickets // scale.workers))
-    chunks = [(first, min(first + size, tickets)) for first in range(0, tickets, size)]
-    remote = ray.remote(max_restarts=2, max_task_retries=2)(Describer)
-    actors = [
-        remote.options(num_cpus=scale.worker_cpus, num_gpus=scale.worker_gpus).remote(
-            storage.absolute(config.checkpoint),
-            root=root,
-            split=split,
-            cache=near(data.cache),
-            batch=config.batch,
-            precision=config.precision,
-            threads=scale.worker_threads,
-            decode_threads=scale.decode_threads,
-            flip=config.flip,
-            plain=plain,
+    def __call__(self, row: Row) -> Row:
+        """Writes one part; its number, rows, and how many of its pictures could not be read."""
+        first, images = int(row["first"]), int(row["images"])
+        paths, read, cameras = self._pictures(first, images, row)
+        table, bad = self._describe.readable(read, images)
+        order = np.argsort(table.indices)
+        rows = table.indices[order]
+        tracks = row["tracks"]
+        file = part_name(int(row["part"]))
+        write_part(
+            storage.join(self._out, file),
+            paths=[paths[place] for place in rows],
+            indices=first + rows,
+            cameras=[cameras[place] for place in rows],
+            tracks=[tracks[place] for place in rows] if len(tracks) else [None] * len(rows),
+            features=table.features[order],
+            dtype=self._dtype,
+            bad=[BadImage(paths[place], str(bad[place])) for place in sorted(bad)],
         )
-        for _ in range(min(scale.workers, len(chunks)))
-    ]
-    progress = Progress(f"describe {split}", images)
-    with refusals():
-        pool = ActorPool(actors)
-        for chunk in chunks:
-            pool.submit(lambda actor, chunk: actor.describe.remote(chunk), chunk)
-        while pool.has_next():
-            part = _next(pool, split, scale.wait_s)
-            progress(len(part[0].indices))
-            yield part
+        return {"part": row["part"], "images": images}
 
-
-def _next(pool: ActorPool, split: str, limit: float) -> Any:
-    try:
-        return pool.get_next_unordered(timeout=limit)
-    except TimeoutError:  # how Ray's pool says it; an error of ours that a worker raises is no such one
-        advice = "look who holds the cluster's nodes, or raise scale.wait_s"
-        raise too_long(f"the next part of {split} described", limit, advice) from None
-
-
-def describe_train(config: TrainConfig, checkpoint: str) -> Iterator[FeatureTable]:
-    """The features of a run's train split by one of its checkpoints, in parts, with what its ranks reserved."""
-    model = ModelConfig(
-        checkpoint=checkpoint,
-        batch=config.scan_batch // config.scale.workers,
-        precision=config.precision,
-        scale=Crew(**{name: getattr(config.scale, name) for name in Crew.model_fields}),
-    )
-    return (plain for (plain,) in describe_split(model, config.data, config.data.train))
+    def _pictures(
+        self, first: int, images: int, row: Row
+    ) -> tuple[Sequence[str], Callable[[Int64[ndarray, "rows"]], Sequence[Encoded | ImageError]], Sequence[str | None]]:
+        """Paths, a way to read some of them, and cameras of a part's pictures."""
+        if self._store is not None and self._cameras is not None:
+            store, here = self._store, np.arange(first, first + images)
+            cameras = [None if camera == UNKNOWN else str(camera) for camera in self._cameras[here]]
+            return store.paths(here), lambda rows: store.read(first + rows), cameras
+        paths: list[str] = list(row["paths"])
+        given = row["cameras"]
+        return (
+            paths,
+            lambda rows: read_pictures(self._root, [paths[place] for place in rows]),
+            list(given) if len(given) else [None] * images,
+        )
 
 
 def extract(config: ExtractConfig) -> dict[str, Any]:
-    """Describes one split and writes `features-*.arrow` (index, feature) and, last, `manifest.json`.
+    """Describes a split, or pictures that are not packed, and writes an embedding table; see `images/embeddings.py`.
 
     Returns:
-        Folder, images, feature size, seconds.
+        Folder, rows, pictures that could not be read, feature size, pictures described now (others were there), their
+        number per second, seconds.
 
     Raises:
-        ConfigError, ShardError, CheckpointError: before Ray starts; a ConfigError also where another process is
-            writing there.
+        ConfigError, ShardError, LayoutError, CheckpointError: before Ray starts; a ConfigError also where another
+            process is writing there, or something else was asked for before.
     """
-    encoder, out = check(config, config.data, [config.split]), storage.absolute(config.out)
-    with holding(out, f"the features in {out}"):
-        return _extracted(config, out, encoder.feature_size)
+    out = storage.absolute(config.out)
+    with holding(out, f"the embeddings in {out}"):
+        return _extracted(config, out)
 
 
-def _extracted(config: ExtractConfig, out: str, dim: int) -> dict[str, Any]:
+def _extracted(config: ExtractConfig, out: str) -> dict[str, Any]:
     started = time.perf_counter()
-    if storage.exists(storage.join(out, "manifest.json")):
-        raise ConfigError(expected("a new folder for features", f"{out}, which holds some", "choose another out="))
-    files, images = [], 0
-    with session(demand(config.scale)):
-        for number, (part,) in enumerate(describe_split(config, config.data, config.split, plain=not config.flip)):
-            files.append(f"features-{number:05}.arrow")
-            storage.write_bytes(storage.join(out, files[-1]), table_bytes(part))
-            images += len(part.indices)
-    manifest = {
-        "schema_version": FEATURES_SCHEMA,
-        "split": config.split,
-        "images": images,
-        "feature_size": dim,
-        "flip": config.flip,
-        "files": files,
-        "checkpoint": storage.absolute(config.checkpoint),
-        "data_digest": read_manifest(storage.absolute(config.data.root), config.split).digest,
+    if storage.exists(storage.join(out, embeddings.MANIFEST)):
+        raise ConfigError(expected("a new folder for embeddings", f"{out}, which holds some", "choose another out="))
+    listing = _listing(config)
+    asked = _asked(config, listing)
+    begun = embeddings.asked_of(out)
+    if begun is None:
+        storage.write_bytes(storage.join(out, ASKED), asked.to_json())
+    else:
+        asked = _same(begun, asked, out)
+    done = _finished(out, asked)
+    missing = [number for number in range(-(-asked.images // asked.part)) if number not in done]
+    if done:
+        say(f"{len(done)} parts of {asked.part} pictures are there already; {len(missing)} to go")
+    described, rate = 0, 0.0
+    if missing:
+        with session(demand(config.scale)):
+            described, rate = _describe(config, asked, listing, out, missing)
+        done = _finished(out, asked)
+    parts = [done[number] for number in sorted(done)]
+    unnamed = listing.unnamed if listing else ()
+    embeddings.write_manifest(out, asked, parts, unnamed, storage.absolute(config.checkpoint))
+    rows, bad = sum(part.rows for part in parts), sum(len(part.bad) for part in parts) + len(unnamed)
+    say(f"{rows} embeddings of size {asked.feature_size} in {out}" + (f"; {bad} pictures left out" if bad else ""))
+    return {
+        "out": out,
+        "images": rows,
+        "bad_images": bad,
+        "feature_size": asked.feature_size,
+        "described": described,
+        "images_per_second": round(rate, 1),
+        "seconds": round(time.perf_counter() - started, 2),
     }
-    storage.write_bytes(storage.join(out, "manifest.json"), json.dumps(manifest, indent=1).encode())
-    say(f"{images} features of size {dim} in {out}")
-    return {"out": out, "images": images, "feature_size": dim, "seconds": round(time.perf_counter() - started, 2)}
 
 
-def table_bytes(part: FeatureTable) -> memoryview:
-    """A part as an Arrow file: `index` int64, `feature` fixed-size list of float32."""
-    flat = pa.array(np.ascontiguousarray(part.features).reshape(-1), pa.float32())
-    feature = pa.FixedSizeListArray.from_arrays(flat, part.features.shape[1])
-    table = pa.table({"index": part.indices, "feature": feature})
-    stream = io.BytesIO()
-    with pa.ipc.new_file(stream, table.schema) as writer:
-        writer.write_table(table)
-    return stream.getbuffer()
+def _listing(config: ExtractConfig) -> Listing | None:
+    """The pictures that are not packed; None for a split of shards."""
+    return list_source(storage.absolute(config.images)) if config.images else None
 
 
-def check(config: ModelConfig, data: Place, splits: list[str]) -> Encoder:
-    """The checkpoint's encoder; refuses what cannot be run before Ray starts."""
-    root = storage.absolute(data.root)
-    for split in splits:
-        if not storage.exists(storage.join(root, split, "manifest.json")):
-            raise ConfigError(
-                expected(f"a split named {split!r} in {root}", f"splits {storage.names_in(root)}", "see data.root")
-            )
-        read_manifest(root, split)
-    return load_model(storage.absolute(config.checkpoint))[0]
-
-
-def near(cache: str | None) -> str | None:
-    """A node-local folder as every process of the node will find it."""
-    return storage.absolute(cache) if cache else None
-
-
-def demand(scale: Crew) -> Demand:
-    """What describing holds of the cluster at one time."""
-    return Demand(
-        cpus=scale.workers * scale.worker_cpus,
-        gpus=scale.workers * scale.worker_gpus,
-        parts=f"{scale.workers} workers",
-        waits=scale.autoscaling,
+def _asked(config: ExtractConfig, listing: Listing | None) -> Asked:
+    if listing is None:
+        encoder, view = check(config, config.data, [config.split])
+        root = storage.absolute(config.data.root)
+        manifest = read_manifest(root, config.split)
+        source, digest, images = storage.join(root, config.split), manifest.digest, manifest.num_images
+    else:
+        encoder, view = load_model(storage.absolute(config.checkpoint))
+        source, images = storage.absolute(config.images or ""), listing.rows.num_rows
+        digest = listing.digest()
+    return Asked(
+        schema_version=SCHEMA_VERSION,
+        source=source,
+        data_digest=digest,
+        images=images,
+        part=min(config.part, -(-images // config.scale.workers)),
+        model=model_digest(encoder, view),
+        feature_size=encoder.feature_size,
+        dtype=config.dtype,
+        flip=config.flip,
+        precision=config.precision,
     )
+
+
+def _same(begun: Asked, asked: Asked, out: str) -> Asked:
+    """What was begun, where it is what is asked for now; how many work on it may be another number."""
+    differ = [name for name, value in vars(begun).items() if name != "part" and value != getattr(asked, name)]
+    if differ:
+        pairs = ", ".join(f"{name} {getattr(begun, name)!r} before, {getattr(asked, name)!r} now" for name in differ)
+        raise ConfigError(
+            expected(f"what the unfinished table in {out} was asked for", pairs, "repeat that, or choose another out=")
+        )
+    return begun
+
+
+def _finished(out: str, asked: Asked) -> dict[int, Part]:
+    """The parts that are there, by number."""
+    names = set(storage.names_in(out))
+    numbers = [number for number in range(-(-asked.images // asked.part)) if part_name(number) in names]
+    found = {number: finished_part(out, part_name(number)) for number in numbers}
+    return {number: part for number, part in found.items() if part is not None}
+
+
+def _describe(
+    config: ExtractConfig, asked: Asked, listing: Listing | None, out: str, missing: Sequence[int]
+) -> tuple[int, float]:
+    """Has the missing parts written; how many pictures that were, and how many a second once the first part was."""
+    scale, data = config.scale, config.data
+    store = None if listing else (storage.absolute(data.root), config.split, near(data.cache))
+    options = {
+        "batch": config.batch,
+        "precision": config.precision,
+        "threads": scale.worker_threads,
+        "decode_threads": scale.decode_threads,
+        "flip": config.flip,
+        "dtype": config.dtype,
+    }
+    rows = [_row(number, asked, listing) for number in missing]
+    workers = min(scale.workers, len(missing))
+    described = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        PartWriter,
+        fn_constructor_args=(
+            storage.absolute(config.checkpoint),
+            out,
+            store,
+            listing.root if listing else "",
+            options,
+        ),
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=scale.worker_cpus,
+        num_gpus=scale.worker_gpus,
+    )
+    progress = Progress("describe", sum(row["images"] for row in rows))
+    counts, times = [], []
+    with refusals():
+        what = f"the next part of {asked.source} described"
+        for one in each_within(described.iter_rows(), what, scale.wait_s):
+            counts.append(int(one["images"]))
+            times.append(time.perf_counter())
+            progress(counts[-1])
+    warm = times[-1] - times[0]
+    return sum(counts), sum(counts[1:]) / warm if warm > 0 else 0.0
+
+
+def _row(number: int, asked: Asked, listing: Listing | None) -> Row:
+    first = number * asked.part
+    images = min(asked.part, asked.images - first)
+    columns = listing.rows.slice(first, images) if listing else None
+    given = {
+        name: columns[column].to_pylist() if columns is not None and columns[column].null_count < images else []
+        for name, column in (("paths", "path"), ("cameras", "camera"), ("tracks", "track"))
+    }
+    return {"part": number, "first": first, "images": images, **given}

@@ -21,8 +21,8 @@ from gracl.images.shards import ShardStore
 from gracl.measuring import require_memory
 from gracl.retrieval.page import page
 from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.describe import describe_train
 from gracl.runtime.drawing import Latest
-from gracl.runtime.extract import describe_train
 from gracl.runtime.pages import Seen, judged_lines, parts
 from gracl.runtime.runs import Run, epoch_folder, latest_epoch
 from gracl.runtime.session import refusals

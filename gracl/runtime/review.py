@@ -26,7 +26,7 @@ from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.page import page
 from gracl.retrieval.ranking import rank
 from gracl.runtime.checkpoints import load_run_state
-from gracl.runtime.extract import check, demand, describe_split, near
+from gracl.runtime.describe import check, demand, describe_split, near
 from gracl.runtime.pages import Seen, judged_lines, parts
 from gracl.runtime.runs import Origin, origin
 from gracl.runtime.session import Demand, refusals, session

@@ -138,6 +138,7 @@ def quieten(*, elastic: bool = False) -> None:
         os.environ.setdefault(name, value)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
 
 
 def _start(demand: Demand) -> None:

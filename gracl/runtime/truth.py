@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from gracl.images.shards import ShardStore
 from gracl.retrieval.agreement import agreement
-from gracl.runtime.extract import describe_train
+from gracl.runtime.describe import describe_train
 from gracl.runtime.relation_actor import RayRelator
 from gracl.runtime.runs import Run
 from gracl.runtime.train import start_relations

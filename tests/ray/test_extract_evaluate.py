@@ -7,19 +7,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from benchmarks.local_twin import learn
 from gracl.cli import load_config
 from gracl.errors import CheckpointError, ConfigError, ShardError
 from gracl.images.decoding import decode
+from gracl.images.embeddings import EmbeddingTable
 from gracl.images.loading import load, share_tickets
 from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view
 from gracl.learning.checkpoint import load_encoder, save_state
 from gracl.learning.fit import autocast, encode
+from gracl.learning.identity import model_digest
 from gracl.retrieval.expansion import expand
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.reranking import reranked
@@ -54,7 +55,7 @@ def settings(root: str, checkpoint: str, **more: object) -> list[str]:
 
 
 def run_extract(root: str, checkpoint: str, **more: object) -> dict:
-    return extract(load_config(ExtractConfig, settings(root, checkpoint, **more)))
+    return extract(load_config(ExtractConfig, settings(root, checkpoint, part=2 * BATCH, **more)))
 
 
 def run_evaluate(root: str, checkpoint: str, **more: object) -> dict:
@@ -91,30 +92,24 @@ def flipped_here(root: str, split: str, checkpoint: str) -> np.ndarray:
     return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
 
 
-def tables(out: Path) -> list[pa.Table]:
-    """What extract wrote."""
-    manifest = json.loads((out / "manifest.json").read_text())
-    return [pa.ipc.open_file(str(out / name)).read_all() for name in manifest["files"]]
-
-
 def test_the_feature_table_is_what_encode_gives_here(extracted, toy_shards, checkpoint):
     result, out = extracted
-    manifest, parts = json.loads((out / "manifest.json").read_text()), tables(out)
-    assert len(parts) > 1, "the toy split is meant to be described in several parts"
-    assert parts[0].schema.field("index").type == pa.int64()
-    assert parts[0].schema.field("feature").type == pa.list_(pa.float32(), manifest["feature_size"])
-    table = pa.concat_tables(parts).sort_by("index")
-    images = len(ShardStore.open(toy_shards, "gallery"))
-    assert table["index"].to_pylist() == list(range(images))
-    features = np.stack(table["feature"].to_numpy())
-    np.testing.assert_allclose(features, described_here(toy_shards, "gallery", checkpoint), rtol=0, atol=1e-6)
-    assert sorted(path.name for path in out.iterdir()) == sorted([*manifest["files"], "manifest.json"])
+    table, store = EmbeddingTable(str(out)), ShardStore.open(toy_shards, "gallery")
+    rows = table.read()
+    assert len(table.files) > 1, "the toy split is meant to be described in several parts"
+    assert rows.indices.tolist() == list(range(len(store)))
+    assert rows.paths.to_pylist() == store.paths(rows.indices)
+    assert rows.cameras.to_pylist() == [str(camera) for camera in store.camera_ids()]
+    assert rows.features.dtype == np.float32
+    np.testing.assert_allclose(rows.features, described_here(toy_shards, "gallery", checkpoint), rtol=0, atol=1e-6)
+    assert sorted(path.name for path in out.iterdir()) == sorted([*table.files, "asked.json", "manifest.json"])
 
 
 def test_flip_averaged_features_are_those_made_by_hand(ray_cluster, toy_shards, checkpoint, tmp_path):
     run_extract(toy_shards, checkpoint, split="gallery", out=tmp_path / "flipped", flip=True)
-    assert json.loads((tmp_path / "flipped" / "manifest.json").read_text())["flip"] is True
-    features = np.stack(pa.concat_tables(tables(tmp_path / "flipped")).sort_by("index")["feature"].to_numpy())
+    table = EmbeddingTable(str(tmp_path / "flipped"))
+    assert table.asked.flip is True
+    features = table.read().features
     np.testing.assert_allclose(features, flipped_here(toy_shards, "gallery", checkpoint), rtol=0, atol=2e-6)
     assert not np.allclose(features, described_here(toy_shards, "gallery", checkpoint), atol=1e-3)
 
@@ -168,8 +163,9 @@ def test_the_manifest_says_where_the_features_come_from(extracted, toy_shards, c
     result, out = extracted
     manifest = json.loads((out / "manifest.json").read_text())
     store = ShardStore.open(toy_shards, "gallery")
-    assert (manifest["split"], manifest["checkpoint"]) == ("gallery", checkpoint)
-    assert (manifest["data_digest"], manifest["images"]) == (store.digest, len(store))
+    assert (manifest["source"], manifest["checkpoint"]) == (f"{toy_shards}/gallery", checkpoint)
+    assert (manifest["data_digest"], manifest["images"], manifest["rows"]) == (store.digest, len(store), len(store))
+    assert manifest["model"] == model_digest(*load_encoder(checkpoint))
     assert manifest["flip"] is False
     assert json.loads(json.dumps(result)) == result
     assert (result["out"], result["images"], result["feature_size"]) == (str(out), len(store), 512)
@@ -221,7 +217,7 @@ def test_the_ranked_sheet_is_a_picture(judged):
 def test_a_folder_with_features_is_not_written_again(extracted, toy_shards, checkpoint, no_session):
     _, out = extracted
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    with pytest.raises(ConfigError, match="a new folder for features; came .*, which holds some"):
+    with pytest.raises(ConfigError, match="a new folder for embeddings; came .*, which holds some"):
         run_extract(toy_shards, checkpoint, split="gallery", out=out)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 

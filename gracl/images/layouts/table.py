@@ -45,7 +45,7 @@ def table(root: str) -> Found:
             the root or one that does not exist.
     """
     base, uri = find_table(root)
-    rows, extra = _read(uri)
+    rows, extra = read_words(uri, needed=COLUMNS)
     paths = [inside(path) for path in rows["path"]]
     splits = [_split(word) for word in rows["split"]]
     files = _files(base, paths)
@@ -58,21 +58,27 @@ def table(root: str) -> Found:
     return Found(entries, posixpath.basename(uri), {"extra_columns": extra})
 
 
-def _read(uri: str) -> tuple[dict[str, list[str]], int]:
-    """The four columns as words, and how many further columns there were."""
+def read_words(uri: str, *, needed: Sequence[str], optional: Sequence[str] = ()) -> tuple[dict[str, list[str]], int]:
+    """Columns of a CSV or Parquet list as words, and how many further columns there were.
+
+    Raises:
+        LayoutError: the list is missing, unreadable or empty, or lacks a column that is needed.
+    """
     if not storage.exists(uri):
-        raise LayoutError(expected(f"a list of images at {uri}", "no such file", "check raw="))
+        raise LayoutError(expected(f"a list of images at {uri}", "no such file", "check the path"))
     content = storage.read_bytes(uri)
+    wanted = [*needed, *optional]
     try:
-        data = _read_csv(content) if uri.endswith(".csv") else pa.parquet.read_table(io.BytesIO(content))
+        data = _read_csv(content, wanted) if uri.endswith(".csv") else pa.parquet.read_table(io.BytesIO(content))
     except pa.ArrowException as error:
         raise LayoutError(expected(f"a readable list at {uri}", str(error), "repair the file")) from error
-    missing = [column for column in COLUMNS if column not in data.column_names]
+    missing = [column for column in needed if column not in data.column_names]
     if missing or not data.num_rows:
         came = f"{', '.join(missing)} missing" if missing else "no row"
-        raise LayoutError(expected(f"rows with {', '.join(COLUMNS)} in {uri}", came, "complete the list"))
-    words = {name: [_word(value) for value in data[name].to_pylist()] for name in COLUMNS}
-    return words, data.num_columns - len(COLUMNS)
+        raise LayoutError(expected(f"rows with {', '.join(needed)} in {uri}", came, "complete the list"))
+    there = [column for column in wanted if column in data.column_names]
+    words = {name: [_word(value) for value in data[name].to_pylist()] for name in there}
+    return words, data.num_columns - len(there)
 
 
 def _word(value: object) -> str:
@@ -82,9 +88,9 @@ def _word(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _read_csv(content: bytes) -> pa.Table:
+def _read_csv(content: bytes, columns: Sequence[str]) -> pa.Table:
     # As text: inference would make 7 of «007» and true of «true».
-    as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=False)
+    as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False)
     return pa.csv.read_csv(io.BytesIO(content), convert_options=as_text)
 
 

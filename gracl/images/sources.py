@@ -1,0 +1,99 @@
+"""Pictures that nobody has packed into shards: a folder, a prefix of an object store, or a list that the user wrote."""
+
+import hashlib
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from gracl.errors import ImageError, LayoutError, expected
+from gracl.images import storage
+from gracl.images.decoding import MAX_FILE_BYTES
+from gracl.images.layouts.files import inside, is_image, list_files, shown
+from gracl.images.layouts.table import NOTHING, read_words
+
+LISTING_SCHEMA = pa.schema([("path", pa.string()), ("camera", pa.string()), ("track", pa.string())])
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds, in a fixed order: a picture's index is its row.
+
+    `rows` has `path` (relative to `root`), `camera` and `track` (as the user wrote them; null where unknown).
+    `unnamed` are files whose names are no UTF-8, spelt out: no table can name them, so they have no row.
+    """
+
+    root: str
+    rows: pa.Table
+    unnamed: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """The SHA-256 of names, cameras and tracks in their order; what is in the files is not looked at."""
+        found = hashlib.sha256()
+        for column in self.rows.columns:
+            found.update("\0".join(word or "" for word in column.to_pylist()).encode() + b"\0\0")
+        return found.hexdigest()
+
+
+def list_source(uri: str) -> Listing:
+    """The pictures of a source.
+
+    Args:
+        uri: a CSV or Parquet list (a column `path`, relative to the list's folder; if known `camera_id` and `track`, in
+            numbers or words), else a folder or a prefix, of which every picture counts, in order of path.
+
+    Raises:
+        LayoutError: nothing is there; a list without `path`, with a path twice or outside its folder.
+    """
+    return _listed(uri) if uri.endswith((".csv", ".parquet")) else _found(uri)
+
+
+def _listed(uri: str) -> Listing:
+    words = read_words(uri, needed=("path",), optional=("camera_id", "track"))[0]
+    paths = [inside(path) for path in words["path"]]
+    if len(set(paths)) < len(paths):
+        known, twice = set[str](), list[str]()
+        for path in paths:
+            twice += [path] if path in known else []
+            known.add(path)
+        raise LayoutError(expected(f"every path once in {uri}", f"{len(twice)} again: {shown(twice)}", "list it once"))
+    return Listing(storage.parent(uri), _rows(paths, words.get("camera_id"), words.get("track")))
+
+
+def _found(root: str) -> Listing:
+    paths = [file.path for file in list_files(root) if is_image(file.path)]
+    strange = [path for path in paths if not _is_utf8(path)]
+    if not paths:
+        came = f"{shown(storage.names_in(root)) or 'nothing'} there"
+        raise LayoutError(expected(f"pictures in {root}", came, "name a folder with pictures, or a list of them"))
+    named = [path for path in paths if _is_utf8(path)]
+    unnamed = tuple(repr(path.encode("utf-8", "surrogateescape"))[2:-1] for path in strange)
+    return Listing(root, _rows(named, None, None), unnamed)
+
+
+def _is_utf8(path: str) -> bool:
+    return not any("\ud800" <= sign <= "\udfff" for sign in path)
+
+
+def _rows(paths: Sequence[str], cameras: Sequence[str] | None, tracks: Sequence[str] | None) -> pa.Table:
+    columns = [
+        paths,
+        *([None if word in NOTHING else word for word in some] if some else None for some in (cameras, tracks)),
+    ]
+    arrays = [pa.array(values if values is not None else [None] * len(paths), pa.string()) for values in columns]
+    return pa.table(arrays, schema=LISTING_SCHEMA)
+
+
+def read_pictures(root: str, paths: Sequence[str]) -> list[bytes | ImageError]:
+    """The bytes of picture files under a root, in order; for one that cannot be read, the reason.
+
+    Raises:
+        StorageError: the store does not answer, which is no fault of a picture.
+    """
+    return [
+        content
+        if isinstance(content, bytes)
+        else ImageError(expected(f"a picture at {posixpath.join(root, path)}", content, "check the path"))
+        for path, content in zip(paths, storage.read_many(root, paths, at_most=MAX_FILE_BYTES), strict=True)
+    ]

@@ -51,6 +51,12 @@ class Packed(Place):
     root: str = Field("", description="folder or URI (s3://, gs://) that holds the splits made by pipelines/ingest.py")
 
 
+class Clustered(Place):
+    """Where shards are, and which split is clustered."""
+
+    train: str = Field("train", description="split that is clustered")
+
+
 class Judged(Place):
     """Where shards are, and which splits are judged."""
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from gracl.config import Name, refuse_unless
-from gracl.sections import Crew, Expansion, Judged, Packed, Positive, Reranking, Reviewed, Section
+from gracl.sections import Clustered, Count, Crew, Expansion, Judged, Packed, Positive, Reranking, Reviewed, Section
 
 
 class ModelConfig(Section):
@@ -118,6 +118,86 @@ class ReviewConfig(ModelConfig):
             "leave out one of them",
         )
         refuse_unless(not self.flip, "flip=false: a review is of plain features", "flip=true", "leave it out")
+        return self
+
+
+class CalibrateConfig(ModelConfig):
+    """Thresholds for rates of false matches, by the clusters of the train split; kept beside the checkpoint."""
+
+    data: Clustered
+    relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the task that clusters")
+    relation_threads: Positive = Field(1, description="its threads")
+
+
+class IndexConfig(Section):
+    """A search index over an embedding table; no Ray."""
+
+    embeddings: str = Field(description="folder of an embedding table, as pipelines/extract.py makes it")
+    out: str = Field(description="folder of this machine for the index")
+    add: bool = Field(False, description="put the table into the index that is there")
+    kind: Literal["auto", "flat", "hnsw", "ivf_pq"] = Field(
+        "auto",
+        description="flat: every row is looked at; hnsw, ivf_pq: not all; auto: flat up to 200,000 rows, ivf_pq above",
+    )
+    effort: Count = Field(0, description="what a question looks at: efSearch of hnsw, cells of ivf_pq; 0: 256, a 32nd")
+    threads: Count = Field(0, description="CPU threads; 0: as many as there are")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "IndexConfig":
+        unused = [name for name in ("kind", "effort") if self.add and name in self.model_fields_set]
+        refuse_unless(not unused, "no kind or effort beside add=true", ", ".join(unused), "the index has its own")
+        return self
+
+
+class SearchConfig(Section):
+    """What of an index is most like some pictures; no Ray."""
+
+    index: str = Field(description="folder of an index, as pipelines/index.py makes it")
+    queries: str = Field(description="a picture, a folder or a list of pictures, or an embedding table")
+    checkpoint: str | None = Field(None, description="folder of the model; default: where the index's table says")
+    k: Positive = Field(10, description="results of each query")
+    other_cameras: bool = Field(False, description="leave out what the query's own camera took, where both are known")
+    cameras: tuple[str, ...] = Field((), description="look among these cameras only; []: all")
+    rerank: Count = Field(0, description="re-rank the first so many by k-reciprocal neighbours; 0: do not")
+    reranking: Reranking = Reranking()
+    false_match_rate: float | None = Field(
+        None, gt=0, lt=1, description="say for each result whether it is the same one, at this rate of false matches"
+    )
+    of: Literal["pair", "query"] = Field(
+        "query", description="the rate is that of one comparison, or of a query's best of the whole index"
+    )
+    out: str | None = Field(None, description="folder for results.json, results.parquet, results.png")
+    shown: Count = Field(20, description="queries on results.png; 0: no picture")
+    root: str | None = Field(None, description="where the gallery's pictures lie now; default: where they were found")
+    flip: bool = Field(False, description="average the features of an image and its mirror image, as in the index")
+    batch: Positive = Field(64, description="pictures at a time")
+    threads: Count = Field(0, description="CPU threads; 0: as many as there are")
+    device: str = Field("auto", description="for the encoder: cpu, cuda; auto: the GPU where torch finds one")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SearchConfig":
+        refuse_unless(
+            bool(self.rerank) or self.reranking == Reranking(),
+            "rerank=N beside settings of it",
+            f"rerank=0 and {self.reranking!r}",
+            "set rerank, or leave them out",
+        )
+        refuse_unless(
+            not self.rerank or self.rerank >= self.k,
+            f"rerank of at least k={self.k}",
+            self.rerank,
+            "raise it",
+        )
+        refuse_unless(
+            self.false_match_rate is not None or "of" not in self.model_fields_set,
+            "false_match_rate beside of",
+            "none",
+            "set it, or leave out of",
+        )
+        unused = [name for name in ("shown", "root") if self.out is None and name in self.model_fields_set]
+        refuse_unless(
+            not unused, "out= beside settings of its picture", ", ".join(unused), "name out, or leave them out"
+        )
         return self
 
 

@@ -2,16 +2,21 @@
 
 import hashlib
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+from jaxtyping import Int64
+from numpy import ndarray
 
 from gracl.errors import ImageError, LayoutError, expected
 from gracl.images import storage
 from gracl.images.decoding import MAX_FILE_BYTES
 from gracl.images.layouts.files import inside, is_image, list_files, shown
 from gracl.images.layouts.table import NOTHING, read_words
+from gracl.images.loading import Encoded
+from gracl.images.manifests import manifest_uri
+from gracl.images.shards import ShardStore
 
 LISTING_SCHEMA = pa.schema([("path", pa.string()), ("camera", pa.string()), ("track", pa.string())])
 
@@ -27,6 +32,11 @@ class Listing:
     root: str
     rows: pa.Table
     unnamed: tuple[str, ...] = ()
+
+    @staticmethod
+    def of_paths(root: str, paths: Sequence[str]) -> "Listing":
+        """Pictures of which nothing but the path is known."""
+        return Listing(root, _rows(paths, None, None))
 
     def digest(self) -> str:
         """The SHA-256 of names, cameras and tracks in their order; what is in the files is not looked at."""
@@ -83,6 +93,19 @@ def _rows(paths: Sequence[str], cameras: Sequence[str] | None, tracks: Sequence[
     ]
     arrays = [pa.array(values if values is not None else [None] * len(paths), pa.string()) for values in columns]
     return pa.table(arrays, schema=LISTING_SCHEMA)
+
+
+def open_pictures(source: str) -> Callable[[Int64[ndarray, "rows"], Sequence[str]], Sequence[Encoded | Exception]]:
+    """A way to read again what an embedding table was made of: by index where it was a split of shards, else by path.
+
+    Args:
+        source: as the table says: a split's folder, a folder or prefix of pictures, or a list.
+    """
+    if storage.exists(manifest_uri(storage.parent(source), source.rpartition("/")[2])):
+        store = ShardStore.open(storage.parent(source), source.rpartition("/")[2])
+        return lambda indices, paths: store.read(indices)
+    root = storage.parent(source) if source.endswith((".csv", ".parquet")) else source
+    return lambda indices, paths: read_pictures(root, paths)
 
 
 def read_pictures(root: str, paths: Sequence[str]) -> list[bytes | ImageError]:

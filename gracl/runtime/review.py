@@ -10,33 +10,27 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import ray
-from jaxtyping import Float32
 from mlflow import MlflowClient
 from numpy import ndarray
-from pydantic import ValidationError
 
-from gracl.errors import CheckpointError, expected
 from gracl.images import storage
 from gracl.images.shards import ShardStore
-from gracl.learning.checkpoint import STATE_FILE, TrainState
-from gracl.relations.relate import relate
+from gracl.learning.checkpoint import STATE_FILE
 from gracl.retrieval.agreement import agreement
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.page import page
 from gracl.retrieval.ranking import rank
 from gracl.runtime.checkpoints import load_run_state
-from gracl.runtime.describe import check, demand, describe_split, near
+from gracl.runtime.describe import check, near
 from gracl.runtime.pages import Seen, judged_lines, parts
+from gracl.runtime.relating import clustering_demand, described_once, labels_of, relations_of
 from gracl.runtime.runs import Origin, origin
-from gracl.runtime.session import Demand, refusals, session
+from gracl.runtime.session import session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.terminal import say
 from gracl.runtime.tracking import attempt, without_password
 from gracl.runtime.truth import objects_of
-from gracl.runtime.waiting import answer_of
-from gracl.sections import Relations
-from gracl.types import UNKNOWN, Assignment, FeatureTable, RetrievalReport
+from gracl.types import UNKNOWN, RetrievalReport
 from gracl.uses import ReviewConfig
 
 
@@ -58,9 +52,9 @@ def review(config: ReviewConfig) -> dict[str, Any]:
     relations, place = relations_of(state), _place_in_mlflow(config)
     root = storage.absolute(config.data.root)
     stores = {name: ShardStore.open(root, name, cache=near(config.data.cache)) for name in splits}
-    with session(_demand(config)):
-        tables = {name: _described(config, name, len(stores[name])) for name in splits}
-        assignment = _related(config, relations, tables[config.data.train], stores[config.data.train], state.epoch)
+    with session(clustering_demand(config)):
+        tables = {name: described_once(config, config.data, name, len(stores[name])) for name in splits}
+        assignment = labels_of(config, relations, tables[config.data.train], stores[config.data.train], state.epoch)
     train = stores[config.data.train]
     objects = np.full(len(train), UNKNOWN, np.int64)
     if config.identities:
@@ -87,51 +81,6 @@ def review(config: ReviewConfig) -> dict[str, Any]:
         "mlflow_run_id": _keep(place, text),
         "seconds": round(time.perf_counter() - started, 2),
     }
-
-
-def relations_of(state: TrainState) -> Relations:
-    """The relations of the run that a checkpoint is of.
-
-    Raises:
-        CheckpointError: settings that this version does not know.
-    """
-    known = {
-        name.removeprefix("relations."): value for name, value in state.recipe.items() if name.startswith("relations.")
-    }
-    try:
-        return Relations.model_validate(known)
-    except ValidationError as error:
-        raise CheckpointError(
-            expected("a checkpoint whose relations this version knows", str(error), "train with this version")
-        ) from None
-
-
-def _demand(config: ReviewConfig) -> Demand:
-    """Describers and the task that clusters take turns, so the larger counts."""
-    crew = demand(config.scale)
-    return Demand(max(crew.cpus, config.relation_cpus), crew.gpus, parts=crew.parts, waits=crew.waits)
-
-
-def _described(config: ReviewConfig, split: str, images: int) -> Float32[ndarray, "images dim"]:
-    return FeatureTable.gather((plain for (plain,) in describe_split(config, config.data, split)), images)
-
-
-def _related(
-    config: ReviewConfig, relations: Relations, features: ndarray, store: ShardStore, epoch: int
-) -> Assignment:
-    """Labels and proxies, made where the cluster has room for it."""
-    cameras = store.camera_ids()
-    options = relations.options() | {"threads": config.relation_threads, "device": "cpu"}
-    known = cameras if (cameras != UNKNOWN).any() else None
-    with refusals():
-        task = ray.remote(num_cpus=config.relation_cpus)(_relate)
-        asked = task.remote(features, known, options | {"epoch": epoch})
-        found: Assignment = answer_of(asked, "the labels of the train split", config.scale.wait_s)
-    return found
-
-
-def _relate(features: ndarray, cameras: ndarray | None, options: Mapping[str, Any]) -> Assignment:
-    return relate(features, cameras=cameras, **options)
 
 
 def _judged(

@@ -1,0 +1,329 @@
+"""A search index that lies in a folder of this machine: built once, kept, added to, asked.
+
+What faiss proposes is scored again with the embeddings themselves, which are mapped into memory: similarities are
+exact, and only who is proposed may not be.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float32, Int64
+from numpy import ndarray
+
+from gracl.errors import ConfigError, GraclError, expected
+from gracl.randomness import rng
+from gracl.retrieval.engines import Engine, Kind, choose, sample_size
+from gracl.retrieval.index_files import (
+    AGAIN,
+    INDEX,
+    SCHEMA_VERSION,
+    Facts,
+    Segment,
+    Some,
+    flush,
+    keep,
+    mapped,
+    read_facts,
+    rows_of,
+    sha256_of,
+    tidy,
+    write_facts,
+)
+from gracl.similarity import top_k
+from gracl.types import EMPTY, Feature
+
+RECALL_AT, RECALL_ROWS = 10, 200
+# Candidates of an engine that holds the rows coarsely, for each result that is asked for.
+_SPARE = {"flat": 1, "hnsw": 4, "ivf_pq": 20}
+_MORE = 16
+_BLOCK = 2**16
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where embeddings come from: digest and place of the model, mirror images averaged or not, table and source."""
+
+    model: str
+    checkpoint: str
+    flip: bool
+    table: str
+    source: str
+
+
+def build(
+    folder: str | Path,
+    parts: Iterable[Some],
+    rows: int,
+    origin: Origin,
+    *,
+    kind: Kind | None = None,
+    effort: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Facts:
+    """Makes an index of a table.
+
+    Args:
+        folder: for it; without an index so far.
+        parts: of the table, in order.
+        rows: in all of them together.
+        origin: of the table.
+        kind: of the engine; None: by the number of rows.
+        effort: of a question, see `Engine`; 0: the kind's own.
+        progress: called with the number of rows that an engine took in.
+
+    Raises:
+        ConfigError: there is an index, nothing to put into one, or a kind that these rows do not allow.
+        GraclError: other embeddings than unit rows of one size.
+    """
+    place = Path(folder)
+    if (place / INDEX).exists():
+        raise ConfigError(expected("a folder without an index", place, "choose another out=, or say add=true"))
+    if not rows:
+        raise ConfigError(expected("embeddings to search among", "none", "extract some pictures first"))
+    place.mkdir(parents=True, exist_ok=True)
+    kind = kind or choose(rows)
+    features = keep(place, 0, parts, rows)
+    engine = Engine.make(kind, _sample(features, sample_size(kind, rows)), rows, effort)
+    facts = Facts(
+        schema_version=SCHEMA_VERSION,
+        kind=kind,
+        rows=rows,
+        feature_size=features.shape[1],
+        dtype=str(features.dtype),
+        model=origin.model,
+        flip=origin.flip,
+        checkpoint=origin.checkpoint,
+        effort=effort,
+        recall=1.0,
+        segments=(Segment(0, rows, origin.table, origin.source),),
+        engine="",
+        engine_sha256="",
+    )
+    return _finish(place, facts, engine, features, progress)
+
+
+def add(
+    folder: str | Path,
+    parts: Iterable[Some],
+    rows: int,
+    origin: Origin,
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Facts:
+    """Puts one more table into an index. Arguments as `build`.
+
+    Raises:
+        ConfigError: another model's embeddings, or a table that is in the index already.
+        GraclError: no index, or a torn one.
+    """
+    index = StoredIndex(folder)
+    facts = index.facts
+    check_model(facts, origin.model, origin.flip, "the table's")
+    if any(segment.table == origin.table for segment in facts.segments):
+        what = f"a table that {index.folder} does not hold"
+        raise ConfigError(expected(what, origin.table, "extract the new pictures into a table of their own"))
+    number = facts.segments[-1].number + 1
+    features = keep(index.folder, number, parts, rows, dtype=facts.dtype)
+    if features.shape[1] != facts.feature_size:
+        raise GraclError(expected(f"embeddings of size {facts.feature_size}", features.shape[1], "see the model"))
+    segments = (*facts.segments, Segment(number, rows, origin.table, origin.source))
+    grown = replace(facts, rows=facts.rows + rows, segments=segments)
+    return _finish(index.folder, grown, index.engine, features, progress)
+
+
+def check_model(facts: Facts, model: str, flip: bool, whose: str) -> None:
+    """Refuses features that cannot be compared with those of an index.
+
+    Raises:
+        ConfigError: of another model, or averaged with mirror images where the others are not.
+    """
+    if (model, flip) != (facts.model, facts.flip):
+        raise ConfigError(
+            expected(
+                f"the index's model {facts.model[:12]}, flip={str(facts.flip).lower()}",
+                f"{whose} {model[:12]}, flip={str(flip).lower()}",
+                "describe both sides by one checkpoint, or build another index",
+            )
+        )
+
+
+class StoredIndex:
+    """An index that is there, open for questions from one thread.
+
+    Args:
+        folder: of it.
+
+    Raises:
+        GraclError: there is none, or it is torn or of another schema.
+        ConfigError: faiss is not installed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.facts = facts = read_facts(self.folder / INDEX)
+        self._features = [mapped(self.folder, segment, facts) for segment in facts.segments]
+        self._rows = [rows_of(self.folder, segment) for segment in facts.segments]
+        self._firsts = np.cumsum([0, *(segment.rows for segment in facts.segments)])
+        if facts.kind == "flat":
+            self.engine = Engine.make("flat", np.zeros((1, facts.feature_size), np.float32), facts.rows, facts.effort)
+            for features in self._features:
+                self.engine.add(features)
+            return
+        path = self.folder / facts.engine
+        if not path.is_file() or sha256_of(path) != facts.engine_sha256:
+            came = "another content" if path.is_file() else "no such file"
+            raise GraclError(expected(f"the index {path}", came, AGAIN))
+        self.engine = Engine.read(path, facts.kind, facts.effort)
+
+    def __len__(self) -> int:
+        return self.facts.rows
+
+    def search(
+        self,
+        query: Float32[ndarray, "queries dim"],
+        k: int = 10,
+        *,
+        allowed: Bool[ndarray, "rows"] | None = None,
+    ) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
+        """The most similar rows of each query, most similar first, equal ones in order of row; -1 and -inf where there
+        are not so many.
+
+        Args:
+            query: unit rows.
+            k: results, >= 1.
+            allowed: which rows may be found; None: all.
+
+        Raises:
+            ConfigError: k below 1.
+            GraclError: queries of another size, or not finite.
+        """
+        if k < 1:
+            raise ConfigError(expected("k >= 1", k, "ask for one result or more"))
+        if query.shape[1] != self.facts.feature_size or not np.isfinite(query).all():
+            came = f"{query.shape[1]} values, {int((~np.isfinite(query)).sum())} of all not finite"
+            raise GraclError(expected(f"queries of {self.facts.feature_size} finite values", came, "see the model"))
+        count = min(len(self), _SPARE[self.facts.kind] * k + _MORE)
+        room = len(self) if allowed is None else int(allowed.sum())
+        rows = np.full((len(query), k), EMPTY, np.int64)
+        similarities = np.full((len(query), k), -np.inf, np.float32)
+        if not len(query) or not room:
+            return rows, similarities
+        proposed = self.engine.propose(query, count, allowed)
+        for number, some in enumerate(proposed):
+            there = np.unique(some[some != EMPTY])
+            scores = self.features(there) @ query[number]
+            best = np.lexsort((there, -scores))[:k]
+            rows[number, : len(best)], similarities[number, : len(best)] = there[best], scores[best]
+        short = np.flatnonzero(rows[:, min(k, room) - 1] == EMPTY)
+        if len(short):  # a walk or a few cells met too few of the rows that are allowed
+            rows[short], similarities[short] = self.exact(query[short], k, allowed=allowed)
+        return rows, similarities
+
+    def exact(
+        self, query: Float32[ndarray, "queries dim"], k: int = 10, *, allowed: Bool[ndarray, "rows"] | None = None
+    ) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
+        """The same by looking at every row."""
+        rows = np.full((len(query), k), EMPTY, np.int64)
+        similarities = np.full((len(query), k), -np.inf, np.float32)
+        for first, features in self._blocks():
+            here = np.arange(first, first + len(features))
+            if allowed is not None:
+                here, features = here[allowed[here]], features[allowed[here]]
+            if not len(here):
+                continue
+            found, scores = top_k(query, np.ascontiguousarray(features, np.float32), k, device="cpu")
+            every = np.concatenate([rows, here[found]], axis=1)
+            values = np.concatenate([similarities, scores], axis=1)
+            best = np.argsort(-values, axis=1, kind="stable")[:, :k]
+            rows, similarities = (np.take_along_axis(one, best, axis=1) for one in (every, values))
+        return rows, similarities
+
+    def features(self, rows: Int64[ndarray, "rows"]) -> Float32[ndarray, "rows dim"]:
+        """The embeddings of some rows."""
+        found = np.empty((len(rows), self.facts.feature_size), np.float32)
+        for segment, places in self._places(rows):
+            found[places] = self._features[segment][rows[places] - self._firsts[segment]]
+        return found
+
+    def about(self, rows: Int64[ndarray, "rows"]) -> list[dict[str, Any]]:
+        """Path, index, camera, track and source of some rows."""
+        found: list[dict[str, Any]] = [{}] * len(rows)
+        for segment, places in self._places(rows):
+            taken = self._rows[segment].take(pa.array(rows[places] - self._firsts[segment])).to_pylist()
+            source = self.facts.segments[segment].source
+            for place, row in zip(places.tolist(), taken, strict=True):
+                found[place] = row | {"source": source}
+        return found
+
+    def cameras(self) -> ndarray:
+        """The camera of every row as a string, None where unknown: what `allowed` is made of."""
+        return np.concatenate([rows["camera"].to_numpy(zero_copy_only=False) for rows in self._rows])
+
+    def _places(self, rows: Int64[ndarray, "rows"]) -> list[tuple[int, Int64[ndarray, "some"]]]:
+        """For each segment that some rows lie in, which of them."""
+        homes = np.searchsorted(self._firsts, rows, side="right") - 1
+        return [(int(home), np.flatnonzero(homes == home)) for home in np.unique(homes)]
+
+    def _blocks(self) -> Iterable[tuple[int, Feature[ndarray, "rows dim"]]]:
+        for first, features in zip(self._firsts, self._features, strict=False):
+            for start in range(0, len(features), _BLOCK):
+                yield int(first) + start, features[start : start + _BLOCK]
+
+
+def _finish(
+    place: Path, facts: Facts, engine: Engine, features: Feature[ndarray, "rows dim"], progress: Callable[[int], None]
+) -> Facts:
+    """Fills the engine with new rows, keeps it, measures its recall, and lets the index be what it is now."""
+    for start in range(0, len(features), _BLOCK):
+        block = features[start : start + _BLOCK]
+        engine.add(block)
+        progress(len(block))
+    if facts.kind != "flat":
+        name = f"engine-{facts.segments[-1].number:04}.faiss"
+        engine.write(place / name)
+        flush(place / name)
+        facts = replace(facts, engine=name, engine_sha256=sha256_of(place / name))
+    write_facts(place, facts)
+    if facts.kind != "flat":
+        facts = replace(facts, recall=_recall(StoredIndex(place)))
+        write_facts(place, facts)
+    tidy(place, facts)
+    return facts
+
+
+def _recall(index: StoredIndex) -> float:
+    """The share of the true nearest of some stored rows, themselves not counted, that a search finds."""
+    drawn = np.sort(rng(0, "recall").permutation(len(index))[:RECALL_ROWS])
+    query, k = index.features(drawn), min(len(index), RECALL_AT + 1)
+    found, true = index.search(query, k)[0], index.exact(query, k)[0]
+    hits = total = 0
+    for row, one, other in zip(drawn, found, true, strict=True):
+        wanted = other[other != row][: k - 1]
+        hits, total = hits + len(np.intersect1d(one[one != row][: k - 1], wanted)), total + len(wanted)
+    return hits / total if total else 1.0
+
+
+def _sample(features: Feature[ndarray, "rows dim"], size: int) -> Feature[ndarray, "sample dim"]:
+    return np.asarray(features[np.sort(rng(0, "index").permutation(len(features))[:size])])
+
+
+def results(
+    index: StoredIndex, rows: Int64[ndarray, "queries k"], similarities: Float32[ndarray, "queries k"]
+) -> list[list[dict[str, Any]]]:
+    """For each query what was found: path, index, camera, track, source and similarity, most similar first."""
+    flat = rows[rows != EMPTY]
+    about: Sequence[dict[str, Any]] = index.about(flat)
+    given, found = iter(about), list[list[dict[str, Any]]]()
+    for line, scores in zip(rows, similarities, strict=True):
+        found.append(
+            [
+                next(given) | {"similarity": float(score)}
+                for row, score in zip(line, scores, strict=True)
+                if row != EMPTY
+            ]
+        )
+    return found

@@ -1,0 +1,84 @@
+"""The labels of a split by a checkpoint: described and clustered once more, since a checkpoint holds none."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import ray
+from jaxtyping import Float32
+from numpy import ndarray
+from pydantic import ValidationError
+
+from gracl.errors import CheckpointError, expected
+from gracl.images.shards import ShardStore
+from gracl.learning.checkpoint import TrainState
+from gracl.relations.relate import relate
+from gracl.runtime.describe import demand, describe_split
+from gracl.runtime.session import Demand, refusals
+from gracl.runtime.waiting import answer_of
+from gracl.sections import Crew, Place, Relations
+from gracl.types import UNKNOWN, Assignment, FeatureTable
+from gracl.uses import ModelConfig
+
+
+class Clustering(Protocol):
+    """The settings of a door that clusters: where, and with how many threads."""
+
+    @property
+    def scale(self) -> Crew:
+        """Who describes."""
+        ...
+
+    @property
+    def relation_cpus(self) -> float:
+        """CPUs reserved by the task that clusters."""
+        ...
+
+    @property
+    def relation_threads(self) -> int:
+        """Its threads."""
+        ...
+
+
+def relations_of(state: TrainState) -> Relations:
+    """The relations of the run that a checkpoint is of.
+
+    Raises:
+        CheckpointError: settings that this version does not know.
+    """
+    known = {
+        name.removeprefix("relations."): value for name, value in state.recipe.items() if name.startswith("relations.")
+    }
+    try:
+        return Relations.model_validate(known)
+    except ValidationError as error:
+        raise CheckpointError(
+            expected("a checkpoint whose relations this version knows", str(error), "train with this version")
+        ) from None
+
+
+def clustering_demand(config: Clustering) -> Demand:
+    """Describers and the task that clusters take turns, so the larger counts."""
+    crew = demand(config.scale)
+    return Demand(max(crew.cpus, config.relation_cpus), crew.gpus, parts=crew.parts, waits=crew.waits)
+
+
+def described_once(config: ModelConfig, data: Place, split: str, images: int) -> Float32[ndarray, "images dim"]:
+    """The features of a split in order of index: flip-averaged where `config.flip`, else plain."""
+    parts = describe_split(config, data, split, plain=not config.flip)
+    return FeatureTable.gather((part for (part,) in parts), images)
+
+
+def labels_of(config: Clustering, relations: Relations, features: ndarray, store: ShardStore, epoch: int) -> Assignment:
+    """Labels and proxies, made where the cluster has room for it."""
+    cameras = store.camera_ids()
+    options = relations.options() | {"threads": config.relation_threads, "device": "cpu"}
+    known = cameras if (cameras != UNKNOWN).any() else None
+    with refusals():
+        task = ray.remote(num_cpus=config.relation_cpus)(_relate)
+        asked = task.remote(features, known, options | {"epoch": epoch})
+        found: Assignment = answer_of(asked, "the labels of the train split", config.scale.wait_s)
+    return found
+
+
+def _relate(features: ndarray, cameras: ndarray | None, options: Mapping[str, Any]) -> Assignment:
+    return relate(features, cameras=cameras, **options)

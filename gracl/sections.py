@@ -54,7 +54,7 @@ class Packed(Place):
 class Clustered(Place):
     """Where shards are, and which split is clustered."""
 
-    train: str = Field("train", description="split that is clustered")
+    split: str = Field("train", description="split that is clustered; best one like the pictures of later")
 
 
 class Judged(Place):

@@ -82,7 +82,14 @@ class EvaluateConfig(ModelConfig):
         return done | ({"rerank": self.reranking.options()} if self.rerank else {})
 
 
-class ReviewConfig(ModelConfig):
+class ClusteringConfig(ModelConfig):
+    """What review and calibrate have in common: they describe and cluster."""
+
+    relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the task that clusters")
+    relation_threads: Positive = Field(1, description="its threads")
+
+
+class ReviewConfig(ClusteringConfig):
     """One page on a checkpoint: figures, ranked results, clusters with their proxies, noise, a map of the features."""
 
     data: Reviewed
@@ -92,8 +99,6 @@ class ReviewConfig(ModelConfig):
     )
     queries: Positive = Field(9, description="queries on the ranked sheet: hardest, most ordinary and easiest")
     clusters: Positive = Field(4, description="clusters of each kind on the sheets")
-    relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the task that clusters")
-    relation_threads: Positive = Field(1, description="its threads")
     log: bool = Field(True, description="put the page into the MLflow run of the training, where that is known")
     tracking_uri: str | None = Field(None, description="MLflow of that run; default: where the training wrote")
 
@@ -121,12 +126,11 @@ class ReviewConfig(ModelConfig):
         return self
 
 
-class CalibrateConfig(ModelConfig):
-    """Thresholds for rates of false matches, by the clusters of the train split; kept beside the checkpoint."""
+class CalibrateConfig(ClusteringConfig):
+    """Thresholds for rates of false matches, by the clusters of a split; kept beside the checkpoint."""
 
     data: Clustered
-    relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the task that clusters")
-    relation_threads: Positive = Field(1, description="its threads")
+    identities: bool = Field(False, description="read the split's identities instead of clustering it")
 
 
 class IndexConfig(Section):

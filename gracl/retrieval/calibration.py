@@ -1,15 +1,16 @@
 """'Is this the same one?': the similarity from which on to say yes, for a rate of false matches that is asked for.
 
-Nobody gave identities, so the clusters of a training stand for them: two images of different clusters are taken for two
-objects. Where a cluster's object lies in a second cluster, too, its pairs raise the threshold; fewer false matches than
-asked for are the consequence. Where two objects lie in one cluster, their pairs are missing, which lowers it.
+Nobody gave identities, so clusters stand for them: two images of different clusters are taken for two objects. Where an
+object lies in two clusters, its pairs raise the threshold. Where two objects lie in one cluster, their pairs, the most
+similar ones of all, are missing, which lowers it: at low rates there are more false matches than asked for
+(docs/use.md has how many were measured). With a few hundred known identities it can be done right: `by="identities"`.
 """
 
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -46,11 +47,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds of a model; `pairs` of different clusters, drawn from `images` in `clusters`, make them."""
+    """Thresholds of a model; `pairs` of different clusters, drawn from `images` in `clusters`, make them.
+
+    `by` says whether clusters were found or are "identities".
+    """
 
     schema_version: int
     model: str
     flip: bool
+    by: str
     images: int
     clusters: int
     pairs: int
@@ -104,6 +109,7 @@ def calibrate(
     *,
     model: str,
     flip: bool = False,
+    by: Literal["clusters", "identities"] = "clusters",
     rates: Sequence[float] = RATES,
     seed: int = 0,
 ) -> Calibration:
@@ -114,9 +120,10 @@ def calibrate(
 
     Args:
         features: unit rows.
-        labels: the cluster of each image, -1 for noise, which takes no part.
+        labels: the cluster of each image, -1 for noise (or an unknown identity), which takes no part.
         model: digest of the encoder.
         flip: whether the features are averaged with mirror images.
+        by: what the labels are.
         rates: of false matches, in falling order; those that the pairs are too few for are left out.
         seed: of the draws.
 
@@ -146,7 +153,7 @@ def calibrate(
         Point(rate, float(value), float(min(one, value)), float(max(other, value)), float((same >= value).mean()))
         for rate, value, one, other in zip(reachable, found, low, high, strict=True)
     )
-    return Calibration(SCHEMA_VERSION, model, flip, len(rows), len(names), int(pairs), points)
+    return Calibration(SCHEMA_VERSION, model, flip, by, len(rows), len(names), int(pairs), points)
 
 
 def _pairs(weights: Float64[ndarray, "draws clusters"], sizes: Int64[ndarray, "clusters"]) -> Float64[ndarray, "draws"]:

@@ -18,9 +18,9 @@ from gracl.locks import holding
 from gracl.runtime.findings import report
 from gracl.runtime.grid import Trial, grid, runs_of
 from gracl.runtime.many import begin_parent, demand_of, leave, prepared, tell_rest_of
+from gracl.runtime.progress import say
 from gracl.runtime.runs import latest_epoch
 from gracl.runtime.session import session
-from gracl.runtime.terminal import say
 from gracl.runtime.tracking import closing, tracking_uri
 from gracl.runtime.trial import recorded
 from gracl.runtime.tuning import learn

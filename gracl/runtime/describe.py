@@ -24,8 +24,8 @@ from gracl.learning.encoder import Encoder
 from gracl.learning.fit import autocast, encode
 from gracl.learning.flipping import encode_with_mirror
 from gracl.runtime.checkpoints import load_model
+from gracl.runtime.progress import Progress
 from gracl.runtime.session import Demand, refusals
-from gracl.runtime.terminal import Progress
 from gracl.runtime.waiting import too_long
 from gracl.sections import Crew, Place
 from gracl.types import FeatureTable, Plan

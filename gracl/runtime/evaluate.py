@@ -24,9 +24,9 @@ from gracl.retrieval import expansion, reranking
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.ranking import rank, similarity_blocks
 from gracl.runtime.describe import check, demand, describe_split, near
+from gracl.runtime.progress import say
 from gracl.runtime.session import session
 from gracl.runtime.sheets import draw_ranked
-from gracl.runtime.terminal import say
 from gracl.types import EMPTY, FeatureTable, Ranking, RetrievalReport
 from gracl.uses import EvaluateConfig
 

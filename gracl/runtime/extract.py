@@ -29,8 +29,8 @@ from gracl.learning.identity import model_digest
 from gracl.locks import holding
 from gracl.runtime.checkpoints import load_model
 from gracl.runtime.describe import check, demand, near
+from gracl.runtime.progress import Progress, say
 from gracl.runtime.session import refusals, session
-from gracl.runtime.terminal import Progress, say
 from gracl.runtime.waiting import each_within
 from gracl.types import UNKNOWN
 from gracl.uses import ExtractConfig

@@ -16,8 +16,8 @@ from gracl.retrieval.charts import comparison_chart
 from gracl.retrieval.comparison import ArmSummary, RunRecord, summarise
 from gracl.retrieval.tables import arms_csv, markdown, runs_csv
 from gracl.runtime.grid import Trial, runs_of
+from gracl.runtime.progress import say
 from gracl.runtime.runs import review_command
-from gracl.runtime.terminal import say
 from gracl.runtime.tracking import attempt
 from gracl.runtime.trial import recorded
 

@@ -17,8 +17,8 @@ from gracl.images.ingesting import STAGING, OnBadImage, Run, in_this_process, pl
 from gracl.images.layouts import Listing, list_images
 from gracl.images.manifests import Manifest
 from gracl.locks import refuse_held
+from gracl.runtime.progress import Progress, say
 from gracl.runtime.session import Demand, session
-from gracl.runtime.terminal import Progress, say
 from gracl.runtime.waiting import OBJECT_S, answer_of, too_long
 
 Job = TypeVar("Job")

@@ -24,10 +24,10 @@ from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.describe import describe_train
 from gracl.runtime.drawing import Latest
 from gracl.runtime.pages import Seen, judged_lines, parts
+from gracl.runtime.progress import say
 from gracl.runtime.runs import Run, epoch_folder, latest_epoch
 from gracl.runtime.session import refusals
 from gracl.runtime.sheets import draw_ranked
-from gracl.runtime.terminal import say
 from gracl.runtime.tracking import attempt, leave_text
 from gracl.runtime.waiting import answer_of
 from gracl.types import UNKNOWN, Assignment, Feature

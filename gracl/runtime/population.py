@@ -18,8 +18,8 @@ from gracl.images import storage
 from gracl.learning.checkpoint import STATE_FILE
 from gracl.randomness import rng
 from gracl.runtime.points import START, Values, distributions, name_of, plain_value, told
+from gracl.runtime.progress import say
 from gracl.runtime.sweep_trial import Point, Sweep
-from gracl.runtime.terminal import say
 from gracl.sections import Domain, Scalar
 
 # As Ray Tune and the paper have them: a setting is drawn anew with this chance, else times one of the factors.

@@ -21,8 +21,8 @@ from gracl.learning.served import Served
 from gracl.randomness import rng
 from gracl.retrieval.card import model_card
 from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.progress import say
 from gracl.runtime.runs import origin
-from gracl.runtime.terminal import say
 from gracl.runtime.tracking import without_password
 from gracl.uses import PublishConfig
 

@@ -1,7 +1,7 @@
 """The labels of a split by a checkpoint: described and clustered once more, since a checkpoint holds none."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from jaxtyping import Float32
@@ -15,28 +15,9 @@ from gracl.relations.relate import relate
 from gracl.runtime.describe import demand, describe_split
 from gracl.runtime.session import Demand, refusals
 from gracl.runtime.waiting import answer_of
-from gracl.sections import Crew, Place, Relations
+from gracl.sections import Place, Relations
 from gracl.types import UNKNOWN, Assignment, FeatureTable
-from gracl.uses import ModelConfig
-
-
-class Clustering(Protocol):
-    """The settings of a door that clusters: where, and with how many threads."""
-
-    @property
-    def scale(self) -> Crew:
-        """Who describes."""
-        ...
-
-    @property
-    def relation_cpus(self) -> float:
-        """CPUs reserved by the task that clusters."""
-        ...
-
-    @property
-    def relation_threads(self) -> int:
-        """Its threads."""
-        ...
+from gracl.uses import ClusteringConfig, ModelConfig
 
 
 def relations_of(state: TrainState) -> Relations:
@@ -56,7 +37,7 @@ def relations_of(state: TrainState) -> Relations:
         ) from None
 
 
-def clustering_demand(config: Clustering) -> Demand:
+def clustering_demand(config: ClusteringConfig) -> Demand:
     """Describers and the task that clusters take turns, so the larger counts."""
     crew = demand(config.scale)
     return Demand(max(crew.cpus, config.relation_cpus), crew.gpus, parts=crew.parts, waits=crew.waits)
@@ -68,7 +49,9 @@ def described_once(config: ModelConfig, data: Place, split: str, images: int) ->
     return FeatureTable.gather((part for (part,) in parts), images)
 
 
-def labels_of(config: Clustering, relations: Relations, features: ndarray, store: ShardStore, epoch: int) -> Assignment:
+def labels_of(
+    config: ClusteringConfig, relations: Relations, features: ndarray, store: ShardStore, epoch: int
+) -> Assignment:
     """Labels and proxies, made where the cluster has room for it."""
     cameras = store.camera_ids()
     options = relations.options() | {"threads": config.relation_threads, "device": "cpu"}

@@ -23,11 +23,11 @@ from gracl.retrieval.ranking import rank
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.describe import check, near
 from gracl.runtime.pages import Seen, judged_lines, parts
+from gracl.runtime.progress import say
 from gracl.runtime.relating import clustering_demand, described_once, labels_of, relations_of
 from gracl.runtime.runs import Origin, origin
 from gracl.runtime.session import session
 from gracl.runtime.sheets import draw_ranked
-from gracl.runtime.terminal import say
 from gracl.runtime.tracking import attempt, without_password
 from gracl.runtime.truth import objects_of
 from gracl.types import UNKNOWN, RetrievalReport

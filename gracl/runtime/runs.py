@@ -23,7 +23,8 @@ from gracl.images.manifests import Manifest, read_manifest
 from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe
 from gracl.learning.encoder import build_encoder
 from gracl.runtime.checkpoints import load_run_state
-from gracl.runtime.terminal import say, table
+from gracl.runtime.progress import say
+from gracl.runtime.terminal import table
 from gracl.runtime.tracking import DataSplit, mend, nesting, reopen_run, start_run
 
 RECORD = "run.json"

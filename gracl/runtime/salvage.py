@@ -13,8 +13,8 @@ from gracl.images import storage
 from gracl.learning.checkpoint import STATE_FILE, TrainState
 from gracl.runtime.checkpoints import load_any_state, load_run_state
 from gracl.runtime.midway import clear_midways, find_midway
+from gracl.runtime.progress import say
 from gracl.runtime.runs import RECORD, epoch_folder, epochs_in
-from gracl.runtime.terminal import say
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 SCORE = "val/mAP"

@@ -28,10 +28,10 @@ from gracl.retrieval.engines import need_faiss
 from gracl.retrieval.index_files import Some
 from gracl.retrieval.reranking import reranked
 from gracl.retrieval.stored import Origin, StoredIndex, add, build, check_model, results
-from gracl.runtime.calibrate import calibration_of
+from gracl.runtime.calibrated import calibration_of
 from gracl.runtime.checkpoints import load_model
 from gracl.runtime.found import Asked, write_results
-from gracl.runtime.terminal import Progress, say
+from gracl.runtime.progress import Progress, say
 from gracl.types import EMPTY
 from gracl.uses import IndexConfig, SearchConfig
 
@@ -174,7 +174,8 @@ def _listing(queries: str) -> Listing:
 
 
 def _from_table(config: SearchConfig, queries: str, found: StoredIndex) -> Asked:
-    unused = [name for name in ("checkpoint", "flip", "batch", "device") if name in config.model_fields_set]
+    known = ("flip", "batch", "device", *(() if config.false_match_rate else ("checkpoint",)))  # it has the calibration
+    unused = [name for name in known if name in config.model_fields_set]
     if unused:
         raise ConfigError(
             expected("no settings of a model beside queries that are described", ", ".join(unused), "leave them out")

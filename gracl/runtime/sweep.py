@@ -29,11 +29,11 @@ from gracl.runtime.grid import runs_of
 from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave, prepared, tell_rest_of
 from gracl.runtime.points import Values, base_of, check_sweep, corners, distributions, name_of, points, told
 from gracl.runtime.population import evolve, generation, remove_starts, try_again
+from gracl.runtime.progress import say
 from gracl.runtime.runs import RECORD
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sweep_findings import report
 from gracl.runtime.sweep_trial import POINT, Point, Sweep, sweep_trial
-from gracl.runtime.terminal import say
 from gracl.runtime.tracking import attempt, closing, tracking_uri
 from gracl.runtime.tuning import Tally, error_of, quieten_tune, reason
 

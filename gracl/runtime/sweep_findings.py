@@ -19,9 +19,9 @@ from gracl.images import storage
 from gracl.retrieval.sweep_charts import Axis, Tried, metric_chart, parallel_chart
 from gracl.runtime.points import START, config_of, told
 from gracl.runtime.population import lineage
+from gracl.runtime.progress import say
 from gracl.runtime.runs import review_command
 from gracl.runtime.sweep_trial import Point
-from gracl.runtime.terminal import say
 from gracl.runtime.tracking import attempt
 
 NOTES = """\

@@ -8,7 +8,7 @@ from gracl.errors import ConfigError, expected
 from gracl.images import storage
 from gracl.images.synthetic import write_world
 from gracl.locks import holding
-from gracl.runtime.terminal import say
+from gracl.runtime.progress import say
 
 
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:

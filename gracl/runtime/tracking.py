@@ -30,7 +30,7 @@ import gracl
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
 from gracl.runtime.buffering import Buffer, Write, client_of, is_refusal
-from gracl.runtime.terminal import say
+from gracl.runtime.progress import say
 
 # Beside its figures an epoch's report to Ray Train brings these.
 STEP_LOSSES, SYSTEM = "step_losses", "system"

@@ -21,13 +21,14 @@ from gracl.locks import holding
 from gracl.runtime.board import open_board, refusal_on
 from gracl.runtime.midway import MidwayCallback
 from gracl.runtime.onlooker import PAGES, Onlooker, draw_last_page, onlooker_of
+from gracl.runtime.progress import say
 from gracl.runtime.relation_actor import start_relation_actor
 from gracl.runtime.runs import PICTURE, Run, conclude, history_of, latest_epoch, prepare, record, register
 from gracl.runtime.salvage import is_whole, set_torn_aside
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
-from gracl.runtime.terminal import say, watching
+from gracl.runtime.terminal import watching
 from gracl.runtime.tracking import MlflowCallback, attempt, closing, is_complete, leave_text, mend, tracking_uri
 from gracl.runtime.waiting import answer_of
 from gracl.runtime.worker import Job, Lesson, Source, train_worker

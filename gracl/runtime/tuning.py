@@ -13,8 +13,9 @@ from gracl.images import storage
 from gracl.retrieval.comparison import METRICS
 from gracl.runtime.grid import Trial
 from gracl.runtime.many import TRIAL_CPUS
+from gracl.runtime.progress import say
 from gracl.runtime.session import interruptible
-from gracl.runtime.terminal import clock, say
+from gracl.runtime.terminal import clock
 from gracl.runtime.trial import learn_trial
 
 

@@ -30,8 +30,8 @@ def test_who_trains_does_not_know_who_judges_labels(module):
     assert known_to(module) & JUDGES == set()
 
 
-def test_only_the_trial_of_a_comparison_and_a_review_ask_for_the_truth():
+def test_only_a_comparison_a_review_and_a_calibration_ask_for_the_truth():
     asking = [module for module, names in ARROWS.items() if "gracl.runtime.truth" in names]
-    assert asking == ["gracl.runtime.review", "gracl.runtime.trial"]
+    assert asking == ["gracl.runtime.calibrate", "gracl.runtime.review", "gracl.runtime.trial"]
     asking = [module for module, names in ARROWS.items() if "gracl.retrieval.agreement" in names]
     assert asking == ["gracl.runtime.review", "gracl.runtime.truth"]

@@ -12,7 +12,7 @@ from gracl.images import storage
 from gracl.images.ingesting import ingest_here
 from gracl.images.shards import ShardStore
 from gracl.runtime.ingest import on_ray, pack
-from gracl.runtime.terminal import Progress
+from gracl.runtime.progress import Progress
 from tests.raw_images import MARKET, fill, fill_folders, picture
 from tests.ray_jobs import double, fail_at_three, most_at_once
 

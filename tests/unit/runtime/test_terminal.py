@@ -9,7 +9,8 @@ import pytest
 import ray
 
 from gracl.runtime import terminal
-from gracl.runtime.terminal import COLUMNS, Meter, Progress, clock, epoch_row, in_words, say, table, watching
+from gracl.runtime.progress import Progress, say
+from gracl.runtime.terminal import COLUMNS, Meter, clock, epoch_row, in_words, table, watching
 
 EPOCH = {
     "epoch": 3.0,

@@ -108,7 +108,9 @@ def test_mlflow_hears_of_runs_that_were_stopped_in_the_middle(trial, monkeypatch
     leave([trial.config], "uri")  # it has not begun
     for finished in (3, 1, 0):  # done, at work, failed before
         place = f"{trial.config.runs}/{trial.name}/run.json"
-        storage.write_bytes(place, json.dumps({"mlflow_run_id": f"id{finished}", "finished": finished}).encode())
+        storage.write_bytes(
+            place, json.dumps({"mlflow_run_id": f"id{finished}", "finished": finished, "recipe": {}}).encode()
+        )
         leave([trial.config], "uri")
     assert stopped == [("id1", "KILLED")]
 

@@ -24,8 +24,17 @@ TRIAL_CPUS = 0.01
 
 
 def demand_of(configs: Sequence[TrainConfig], concurrent: int) -> Demand:
-    """What the trainings may hold of the cluster at one time: the sum over the `concurrent` largest of them."""
-    wanted, many = [demand(config) for config in configs], min(concurrent, len(configs))
+    """What the trainings may hold of the cluster at one time: the sum over the `concurrent` largest of them.
+
+    Of an elastic one every worker that it asks for counts where another may be beside it: Ray counts for how many there
+    is room by all that nodes have, so each would begin with what the others hold too, and wait for it. Those that run
+    one at a time ask for as few as at their own doors.
+    """
+    many = min(concurrent, len(configs))
+    wanted = [demand(config) for config in configs]
+    elastic = wanted[0].elastic
+    if many > 1 or any(one.elastic != elastic for one in wanted):
+        wanted, elastic = [one.whole() for one in wanted], None
 
     def largest(sizes: Sequence[float]) -> float:
         return sum(sorted(sizes, reverse=True)[:many])
@@ -37,6 +46,7 @@ def demand_of(configs: Sequence[TrainConfig], concurrent: int) -> Demand:
         largest=max(one.largest for one in wanted),
         advice="lower concurrent or what a run reserves, add nodes, or set scale.autoscaling=true for the runs",
         waits=all(one.waits for one in wanted),
+        elastic=elastic,
     )
 
 

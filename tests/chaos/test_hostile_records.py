@@ -1,8 +1,8 @@
-"""Small files of JSON that attack: each of their readers refuses with the file's name, or does without, and never breaks."""
+"""Small files of JSON that attack: their readers refuse with the file's name, or do without, and never break."""
 
 import json
 import os
-import typing
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from gracl.cli import load_config
-from gracl.errors import CheckpointError, ConfigError, GraclError, ShardError
+from gracl.errors import CheckpointError, ConfigError, GraclError, ShardError, StorageError
 from gracl.experiments import CompareConfig, TuneConfig
 from gracl.images import plain_json, storage
 from gracl.images.ingesting import ingest_here
@@ -147,30 +147,23 @@ def test_a_broken_manifest(breaks: Any, tmp_path: Path) -> None:
 def test_other_values_in_a_manifest(tmp_path: Path) -> None:
     ingest_here(fill(str(tmp_path / "raw"), ["a.jpg"]), str(tmp_path / "out"), "unlabelled")
     place = tmp_path / "out/train/manifest.json"
-    good, tried = json.loads(place.read_text()), 0
-    strange: list[Any] = [None, [], {}, "a", "\ud800", -1, 1.5, True, 10**30, [{}], [1], {"a": "b"}, [[[]]]]
-    for name, value in good.items():
-        for other in strange:
-            hint = typing.get_type_hints(type(read_manifest_of(place, good)))[name]
-            if other == value or (fits(other, hint) and not isinstance(other, int)):
-                continue
+    good, taken = json.loads(place.read_text()), set()
+    for name in good:
+        for other in (None, [], {}, "a", "\ud800", -1, 1.5, True, 10**30, [{}], [1], {"a": "b"}, [[[]]]):
             place.write_text(json.dumps(good | {name: other}))
-            if fits(other, hint):
-                continue
-            tried += 1
-            refused(place, ShardError, lambda: read_manifest(str(tmp_path / "out"), "train"))
-    assert tried > 100
+            try:
+                read_manifest(str(tmp_path / "out"), "train")
+                taken.add((name, str(other)))
+            except ShardError:
+                refused(place, ShardError, lambda: read_manifest(str(tmp_path / "out"), "train"))
+    words = {(name, "a") for name in ("layout", "layout_version", "source", "created_by")}
+    assert taken == words | {("notes", "{}"), ("bad_images", "[]"), ("resize", "None")}
     for part in ({"file": 1}, {"sha256": None}, {"more": 1}, {"rows": "1"}):
         place.write_text(json.dumps(good | {"shards": [good["shards"][0] | part]}))
         refused(place, ShardError, lambda: read_manifest(str(tmp_path / "out"), "train"))
     for bad in ({"path": 1, "reason": ""}, {"path": ""}, {"path": "\udcff", "reason": ""}):
         place.write_text(json.dumps(good | {"bad_images": [bad]}))
         refused(place, ShardError, lambda: read_manifest(str(tmp_path / "out"), "train"))
-
-
-def read_manifest_of(place: Path, good: dict[str, Any]) -> Any:
-    place.write_text(json.dumps(good))
-    return read_manifest(str(place.parent.parent), "train")
 
 
 @broken
@@ -261,9 +254,10 @@ def test_the_record_of_a_trial_cannot_have_a_folder_deleted(start: Any, tmp_path
 def test_a_broken_list_of_ray_train_is_made_anew(breaks: Any, tmp_path: Path) -> None:
     folder = run_of(tmp_path / "run", 3, 5)
     (folder / SNAPSHOT).unlink()
-    if breaks is Path.mkdir:  # nothing of ours makes a folder of that name, and none is taken away
-        pytest.skip("a folder where the list is to be is not replaced")
     breaks(folder / SNAPSHOT)
+    if breaks is Path.mkdir:  # nothing of ours makes a folder of that name, and none is taken away
+        refused(folder / SNAPSHOT, StorageError, lambda: set_torn_aside(str(folder)))
+        return
     assert set_torn_aside(str(folder)) == []
     assert listed(folder) == (["epoch-0005"], "epoch-0005", 5)
 
@@ -327,8 +321,6 @@ def test_a_far_file_that_is_too_long_is_not_read(monkeypatch: pytest.MonkeyPatch
 
 def test_the_longest_file_that_is_read_takes_bounded_memory(tmp_path: Path) -> None:
     """Of all texts of a length, one of empty lists makes the most objects of it."""
-    import tracemalloc
-
     (tmp_path / "a").write_text('{"a": [' + "[]," * 100_000 + "[]]}")
     tracemalloc.start()
     read_values(str(tmp_path / "a"))
@@ -370,7 +362,7 @@ def test_kinds(value: object, kind: Any, holds: bool) -> None:
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    with pytest.raises(ValueError, match="^no a; b: 'x'$|^no a; b: x$"):
+    with pytest.raises(ValueError, match="^no a; b: x$"):
         check_values({"b": "x", "d": 1}, {"a": int, "b": int, "c": str}, optional=["c"])
 
 

@@ -41,7 +41,18 @@ def shown(items: Iterable[object]) -> str:
 
 def on_one_line(name: str) -> str:
     """A name as it is, or with what is not to be seen spelt out: a name may hold a line's end, or turn the reading."""
-    return name if name.isprintable() else repr(name)
+    return spelt(name) if spelt(name).isprintable() else repr(spelt(name))
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a name can be written down. A disk may hold any bytes as one; Python has those that are no UTF-8 as lone
+    surrogates."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in path)
+
+
+def spelt(path: str) -> str:
+    """A name as it can be written down: bytes that are no UTF-8 as `\\xff`."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if not is_utf8(path) else path
 
 
 def inside(path: str) -> str:

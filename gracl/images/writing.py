@@ -28,6 +28,7 @@ from gracl.types import UNKNOWN
 JPEG_QUALITY = 95
 JPEG_START = b"\xff\xd8"
 READ_AT_ONCE = 256
+NO_NAME = "its name is not UTF-8"
 MEGABYTE = 10**6
 
 Size = tuple[int, int]
@@ -110,8 +111,8 @@ def write_shard(job: ShardJob) -> ShardPart:
 
 
 def _contents(root: str, images: Sequence[RawImage], sizes: Sequence[int]) -> Iterator[bytes | Exception]:
-    """What each file holds, or why that is not known. Some are not read: a file that is too large was listed so, and one
-    whose name is no UTF-8 could not be written down."""
+    """What each file holds, or why that is not known. A file that is too large was listed so, and is not read; nor is
+    one whose name could not be written down."""
     why = [_unread(image, size) for image, size in zip(images, sizes, strict=True)]
     wanted = [image.path for image, fault in zip(images, why, strict=True) if fault is None]
     read = iter(storage.read_many(root, wanted, at_most=MAX_FILE_BYTES))
@@ -121,12 +122,14 @@ def _contents(root: str, images: Sequence[RawImage], sizes: Sequence[int]) -> It
 
 def _unread(image: RawImage, size: int) -> Exception | None:
     if not is_utf8(image.path):
-        return ValueError("its name is not UTF-8")
+        return ValueError(NO_NAME)
     return OSError(f"{size} bytes, more than {MAX_FILE_BYTES}") if size > MAX_FILE_BYTES else None
 
 
 def _checked(image: RawImage, size: int, content: bytes | Exception, resize: Size | None) -> Row | BadImage:
     """The image's row without its index, or why there is none."""
+    if not is_utf8(image.path):
+        return BadImage(image.path, NO_NAME)
     if isinstance(content, Exception):
         return BadImage(image.path, f"{type(content).__name__}: {content}")
     if len(content) != size:

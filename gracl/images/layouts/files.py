@@ -52,7 +52,13 @@ def is_utf8(path: str) -> bool:
 
 def spelt(path: str) -> str:
     """A name as it can be written down: bytes that are no UTF-8 as `\\xff`."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if not is_utf8(path) else path
+    return path if is_utf8(path) else "".join(map(_spelt_sign, path))
+
+
+def _spelt_sign(sign: str) -> str:
+    if "\udc80" <= sign <= "\udcff":  # how Python has a byte that is none
+        return f"\\x{ord(sign) - 0xDC00:02x}"
+    return sign if is_utf8(sign) else f"\\u{ord(sign):04x}"
 
 
 def inside(path: str) -> str:

@@ -121,9 +121,13 @@ def numbered(names: Iterable[int | str], *, keep: bool) -> dict[int | str, int]:
 def _refuse_twice(entries: Sequence[Entry]) -> None:
     twice = [path for path, times in Counter(entry.file.path for entry in entries).items() if times > 1]
     if twice:
-        raise LayoutError(
-            expected("every path once", f"{len(twice)} repeated: {shown(twice)}", "an image belongs to one split, once")
-        )
+        raise twice_refused(twice)
+
+
+def twice_refused(twice: Sequence[str]) -> LayoutError:
+    """The error of paths that are named again."""
+    came = f"{len(twice)} repeated: {shown(twice)}"
+    return LayoutError(expected("every path once", came, "an image belongs to one split, once"))
 
 
 def _refuse_half(root: str, images: Sequence[RawImage]) -> None:

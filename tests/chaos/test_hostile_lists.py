@@ -217,6 +217,15 @@ def test_no_flipped_byte_of_a_list_breaks_the_reader(root: Path) -> None:
     assert {"refused", True} <= outcomes
 
 
+@pytest.mark.parametrize("place", [1, 2])
+def test_numbers_in_a_page_that_are_none_are_refused(place: int) -> None:
+    """Found by flipped bytes: where a number is to be there may be anything that Thrift knows."""
+    good = {2: 100, 3: 50, 5: {1: 10, 2: 0}}
+    assert parquet._fault_of(good, words=True) == ""
+    with pytest.raises(ValueError, match="a page's header without its numbers"):
+        parquet._fault_of(good | {5: good[5] | {place: [7]}}, words=True)
+
+
 def test_a_list_that_is_too_large_is_not_read(root: Path) -> None:
     for name in FILES:
         with (root / name).open("wb") as file:
@@ -228,15 +237,16 @@ def test_a_list_that_is_too_large_is_not_read(root: Path) -> None:
 
 def test_csv_of_endless_columns_and_lines(root: Path) -> None:
     head = b"path,object_id,camera_id,split"
-    many = 100_000
-    wide = (
-        head + b"," + b",".join(b"%x" % number for number in range(many)) + b"\na.jpg,1,1,train" + b"," * many + b"\n"
-    )
-    refused(root, head + b"\n" + b"a.jpg,1,1,train\n" * 10**6, "every path once", name="manifest.csv")
-    refused(root, head + b"\n" + b"x" * 10**7 + b",1,1,train\n", "a readable list at", name="manifest.csv")
-    refused(root, head + b"," * 10**7 + b"\n", "a readable list at|rows with", name="manifest.csv", megabytes=900)
-    (root / "manifest.csv").write_bytes(wide)
-    with within(900):
+    for content, words in (
+        (head + b"\n" + b"a.jpg,1,1,train\n" * 10**6, "every path once"),
+        (head + b"\n" + b"x" * 10**7 + b",1,1,train\n", "a readable list at"),
+        (head + b"," * 10**7 + b"\n", "a readable list at"),
+        (head + b"," * 500_000 + b"\na.jpg,1,1,train" + b"," * 500_000 + b"\n", "a readable list at"),
+    ):
+        refused(root, content, words, name="manifest.csv", megabytes=700)
+    many = 60_000  # as many as there may be
+    (root / "manifest.csv").write_bytes(head + b"," * many + b"\na.jpg,1,1,train" + b"," * many + b"\n")
+    with within(700):
         assert list_images(str(root), "manifest").notes == {"extra_columns": many}
 
 

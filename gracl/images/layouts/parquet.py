@@ -131,11 +131,13 @@ def _fault_of(page: dict[int, Any], *, words: bool) -> str:
     data = page.get(_DATA_PAGE) or page.get(_DATA_PAGE_2)
     if not isinstance(data, dict):
         return ""
-    encoding = data.get(2 if page.get(_DATA_PAGE) else 4)
+    rows, encoding = data.get(1), data.get(2 if page.get(_DATA_PAGE) else 4)
+    if not isinstance(rows, int) or not isinstance(encoding, int):
+        raise ValueError("a page's header without its numbers")
     if encoding not in (_WORD_ENCODINGS if words else _ENCODINGS):
         return f"in encoding {encoding}, which may stand for more than its bytes; write it PLAIN or with a dictionary"
-    if words and size > (data.get(1, 0) + 1) * MAX_WORD_BYTES:
-        return f"of {size} bytes for {data.get(1, 0)} rows, more than {MAX_WORD_BYTES} each"
+    if words and size > (rows + 1) * MAX_WORD_BYTES:
+        return f"of {size} bytes for {rows} rows, more than {MAX_WORD_BYTES} each"
     return ""
 
 

@@ -19,6 +19,7 @@ NAMES = ("manifest.csv", "manifest.parquet")
 COLUMNS = ("path", "object_id", "camera_id", "split")
 # Room for some thirty million lines of CSV; as Parquet such a list is a tenth of that.
 MAX_LIST_BYTES = 2 * 2**30
+MAX_HEAD_BYTES = 64 * 2**10
 NOTHING = ("", "-1", "None", "null", "nan", "NaN")
 
 Rows = dict[str, list[Any]]
@@ -102,13 +103,14 @@ def open_csv(content: bytes, columns: Sequence[str]) -> tuple[list[str], Iterato
     """As `open_list`, of CSV; all values are text.
 
     Raises:
-        pa.ArrowException: it is no CSV, or has a line of more than 1 MiB; also while it is read.
+        pa.ArrowException: it is no CSV, or has a line of more than 1 MiB, or 64 KiB of names; also while it is read.
     """
     # As text: inference would make 7 of «007» and true of «true».
     convert = pa.csv.ConvertOptions(
         column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False, include_columns=list(columns)
     )
-    with pa.csv.open_csv(pa.BufferReader(content)) as first:
+    # A column costs some kilobytes, so the line of their names has a bound, which is that of the first block.
+    with pa.csv.open_csv(pa.BufferReader(content), read_options=pa.csv.ReadOptions(block_size=MAX_HEAD_BYTES)) as first:
         names = list(first.schema.names)
     if any(names.count(name) != 1 for name in columns):
         return names, iter(())

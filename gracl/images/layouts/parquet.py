@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-# The largest page of a known writer (DuckDB) is of 100 MB; most are of 1 MB.
+# pyarrow writes pages of 1 MiB unless told otherwise.
 MAX_PAGE_BYTES = 128 * 2**20
 # Longer than any path. A page's words may take as much each, on average.
 MAX_WORD_BYTES = 8 * 2**10

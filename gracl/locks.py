@@ -25,9 +25,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_type_hints
 
 from gracl.errors import ConfigError, GraclError, expected
 from gracl.images import storage
+from gracl.images.plain_json import check_values, read_values
 
 BEAT_S = 10.0
 STALE_S = 60.0
@@ -288,10 +290,15 @@ def _remove(uri: str) -> None:
 
 def _read(uri: str) -> Holder | None:
     try:
-        values = json.loads(storage.read_bytes(uri))
-        return Holder(**{one.name: values[one.name] for one in fields(Holder)})
-    except (ValueError, TypeError, KeyError):
+        values = read_values(uri)
+        check_values(values, get_type_hints(Holder))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError):
+        values = {"pid": 0}
+    if not 0 < values["pid"] < 2**31:
         return None  # torn, or of another version: judged by whether it is refreshed
+    return Holder(**{one.name: values[one.name] for one in fields(Holder)})
 
 
 def _age(uri: str, new: str) -> float:

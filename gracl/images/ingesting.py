@@ -12,9 +12,10 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 from gracl.errors import ConfigError, ImageError, LayoutError, StorageError, expected
 from gracl.images import storage
 from gracl.images.layouts import Listing, list_images
-from gracl.images.layouts.files import on_one_line, shown
-from gracl.images.manifests import BadImage, Manifest, manifest_uri
+from gracl.images.layouts.files import is_utf8, on_one_line, shown
+from gracl.images.manifests import MAX_BYTES, BadImage, Manifest, manifest_uri
 from gracl.images.writing import (
+    ShardMove,
     ShardPart,
     Size,
     make_manifest,
@@ -77,11 +78,14 @@ def write_splits(
     Raises:
         ConfigError: a split exists and `overwrite` is not set, or another ingest is writing there.
         ImageError: images cannot be read.
-        LayoutError: the raw folder changed meanwhile, or nothing readable is left of a split.
+        LayoutError: paths are no UTF-8 and are not to be skipped, the raw folder changed meanwhile, nothing readable is
+            left of a split, or so many are bad that no manifest holds their list.
         ShardError: what was written did not stay.
         StorageError: it could not be written.
     """
     _refuse_existing(listing, out, overwrite)
+    if on_bad_image == "error":
+        _refuse_unwritable(listing)
     try:
         with holding(out, place_of(out)):
             _refuse_existing(listing, out, overwrite)  # another one may have ended just now
@@ -124,6 +128,14 @@ def _refuse_existing(listing: Listing, out: str, overwrite: bool) -> None:
         raise ConfigError(
             expected(f"no finished split in {out}", ", ".join(there), "choose another out=, or say overwrite=true")
         )
+
+
+def _refuse_unwritable(listing: Listing) -> None:
+    """Names that no manifest can hold, found before a picture is read."""
+    strange = [image.path for image in listing.images if not is_utf8(image.path)]
+    if strange:
+        came = f"{len(strange)} that are not: {shown(strange)}"
+        raise LayoutError(expected("paths in UTF-8", came, "rename them, or say on_bad_image=skip"))
 
 
 def _write_parts(
@@ -173,6 +185,7 @@ def _publish(
     for split in listing.splits:
         if not moves[split]:
             raise LayoutError(expected(f"a readable image in the split {split}", "none", "look at the raw images"))
+        _refuse_long(listing, split, by_split[split], moves[split])
     for split in listing.splits:
         storage.remove(manifest_uri(out, split))
     for split in listing.splits:
@@ -185,6 +198,21 @@ def _publish(
     for manifest in manifests.values():
         storage.write_bytes(manifest_uri(out, manifest.split), manifest.to_json())
     return manifests
+
+
+def _refuse_long(listing: Listing, split: str, parts: Sequence[ShardPart], moves: Sequence[ShardMove]) -> None:
+    """Refuses a split whose manifest would be longer than its readers take, before anything is put in its place."""
+    manifest = make_manifest(listing, split, parts, [move.entry for move in moves], resize=None)
+    size = len(manifest.to_json()) + 32 * (1 + len(moves))  # its first indices may have more digits then
+    if size > MAX_BYTES:
+        came = f"{size} bytes, for {len(moves)} shards and {len(manifest.bad_images)} bad images"
+        raise LayoutError(
+            expected(
+                f"a manifest of the split {split} of at most {MAX_BYTES} bytes",
+                came,
+                "take the bad images away, or raise shard_mb",
+            )
+        )
 
 
 def _remove_shards(folder: str) -> None:

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, get_type_hints
 
 from gracl.errors import ShardError, expected
 from gracl.images import storage
+from gracl.images.plain_json import check_values, read_values, told
 
 SCHEMA_VERSION = 1
 # A row takes at least its numbers: index, object, camera and the end of its image (8 bytes each), height, width and the
@@ -15,6 +17,8 @@ SCHEMA_VERSION = 1
 ROW_BYTES = 44
 FILE_NAME = re.compile(r"[\w-][\w.-]*")
 MANIFEST = "manifest.json"
+# Room for half a million bad images, or for a quarter of a million shards.
+MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,14 @@ def read_manifest(root: str, split: str) -> Manifest:
     uri = manifest_uri(root, split)
     if not storage.exists(uri):
         raise ShardError(expected(f"a split at {uri}", "no manifest", "ingest it, or let its ingest finish"))
-    content = storage.read_bytes(uri)
-    try:
-        values = json.loads(content)
-        version = values["schema_version"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ShardError(expected(f"a manifest at {uri}", f"{type(error).__name__}: {error}", AGAIN)) from error
-    if version != SCHEMA_VERSION:
-        raise ShardError(expected(f"schema version {SCHEMA_VERSION} in {uri}", version, AGAIN))
-    try:
-        manifest = _from_values(values)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ShardError(expected(f"the fields of a manifest in {uri}", f"{error!r}", AGAIN)) from error
+    what = f"a manifest at {uri}"
+    values = told(uri, what, partial(read_values, at_most=MAX_BYTES), ShardError, AGAIN)
+    told(uri, what, lambda _: check_values(values, {"schema_version": int}), ShardError, AGAIN)
+    if values["schema_version"] != SCHEMA_VERSION:
+        raise ShardError(expected(f"schema version {SCHEMA_VERSION} in {uri}", values["schema_version"], AGAIN))
+    manifest: Manifest = told(
+        uri, f"the fields of a manifest in {uri}", lambda _: _from_values(values), ShardError, AGAIN
+    )
     _check(manifest, split, uri)
     return manifest
 
@@ -104,18 +104,26 @@ AGAIN = "ingest the split again with this version of gracl"
 
 
 def _from_values(values: dict[str, Any]) -> Manifest:
-    missing = {entry.name for entry in fields(Manifest)} ^ values.keys()
-    if missing:
-        raise KeyError(*sorted(missing))
+    _check_fields(values, Manifest, shards=list[dict[str, Any]], bad_images=list[dict[str, Any]])
+    for kind, parts in ((ShardEntry, values["shards"]), (BadImage, values["bad_images"])):
+        for part in parts:
+            _check_fields(part, kind)
     shards = tuple(ShardEntry(**shard) for shard in values["shards"])
     bad = tuple(BadImage(**image) for image in values["bad_images"])
     resize = tuple(values["resize"]) if values["resize"] is not None else None
     manifest = Manifest(**{**values, "shards": shards, "bad_images": bad, "resize": resize})
     counts = [manifest.num_images, manifest.num_objects, manifest.num_cameras, manifest.image_bytes]
     counts += [number for shard in shards for number in (shard.first_index, shard.rows, shard.bytes)]
-    if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+    if not all(0 <= count < 2**63 for count in counts):
         raise ValueError("a count that is no whole number from 0")
     return manifest
+
+
+def _check_fields(values: dict[str, Any], kind: type, **others: Any) -> None:
+    kinds = get_type_hints(kind) | others
+    if strange := values.keys() - kinds.keys():
+        raise ValueError(f"what nobody knows: {', '.join(sorted(strange))}")
+    check_values(values, kinds)
 
 
 def _check(manifest: Manifest, split: str, uri: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,8 @@ from numpy import ndarray
 from gracl.errors import ImageError, LayoutError, expected
 from gracl.images import storage
 from gracl.images.decoding import MAX_FILE_BYTES
-from gracl.images.layouts.files import inside, is_image, list_files, shown
-from gracl.images.layouts.table import NOTHING, read_words
+from gracl.images.layouts.files import inside, is_image, is_utf8, list_files, shown, spelt
+from gracl.images.layouts.table import NOTHING, open_words, word_of
 from gracl.images.loading import Encoded
 from gracl.images.manifests import manifest_uri
 from gracl.images.shards import ShardStore
@@ -60,30 +61,33 @@ def list_source(uri: str) -> Listing:
 
 
 def _listed(uri: str) -> Listing:
-    words = read_words(uri, needed=("path",), optional=("camera_id", "track"))[0]
-    paths = [inside(path) for path in words["path"]]
-    if len(set(paths)) < len(paths):
-        known, twice = set[str](), list[str]()
-        for path in paths:
-            twice += [path] if path in known else []
-            known.add(path)
-        raise LayoutError(expected(f"every path once in {uri}", f"{len(twice)} again: {shown(twice)}", "list it once"))
-    return Listing(storage.parent(uri), _rows(paths, words.get("camera_id"), words.get("track")))
+    batches = open_words(uri, needed=("path",), optional=("camera_id", "track"))[1]
+    known, words = set[str](), {name: list[str]() for name in ("path", "camera_id", "track")}
+    for rows in batches:
+        paths = [inside(word_of(path)) for path in rows["path"]]
+        # Row for row, so that a list of a few bytes cannot stand for more than memory holds.
+        before = len(known)
+        known.update(paths)
+        if len(known) < before + len(paths):
+            again = shown(path for path, times in Counter([*paths, *words["path"]]).items() if times > 1)
+            raise LayoutError(expected(f"every path once in {uri}", f"again {again}", "list it once"))
+        words["path"] += paths
+        for name in ("camera_id", "track"):
+            words[name] += [word_of(value) for value in rows[name]] if name in rows else [""] * len(paths)
+    if not known:
+        raise LayoutError(expected(f"rows with path in {uri}", "no row", "complete the list"))
+    return Listing(storage.parent(uri), _rows(words["path"], words["camera_id"], words["track"]))
 
 
 def _found(root: str) -> Listing:
     paths = [file.path for file in list_files(root) if is_image(file.path)]
-    strange = [path for path in paths if not _is_utf8(path)]
+    strange = [path for path in paths if not is_utf8(path)]
     if not paths:
         came = f"{shown(storage.names_in(root)) or 'nothing'} there"
         raise LayoutError(expected(f"pictures in {root}", came, "name a folder with pictures, or a list of them"))
-    named = [path for path in paths if _is_utf8(path)]
-    unnamed = tuple(repr(path.encode("utf-8", "surrogateescape"))[2:-1] for path in strange)
+    named = [path for path in paths if is_utf8(path)]
+    unnamed = tuple(spelt(path) for path in strange)
     return Listing(root, _rows(named, None, None), unnamed)
-
-
-def _is_utf8(path: str) -> bool:
-    return not any("\ud800" <= sign <= "\udfff" for sign in path)
 
 
 def _rows(paths: Sequence[str], cameras: Sequence[str] | None, tracks: Sequence[str] | None) -> pa.Table:

@@ -201,16 +201,22 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_plain(uri: str, *, at_most: int) -> bytes:
-    """The content of one file that somebody else put there: of a local one, before a byte is read, that it is a file.
+    """The content of one file that somebody else put there. Before a byte is read its size is looked at, and of a local
+    one that it is a file.
 
     Raises:
-        OSError: it cannot be read; where it is local, also: it is a pipe, a device or a socket, which could be waited
-            for without end, or has more than `at_most` bytes.
+        OSError: it cannot be read, or has more than `at_most` bytes; where it is local, also: it is a pipe, a device or
+            a socket, which could be waited for without end.
     """
-    content = _read_local(local_path(uri), at_most) if is_local(uri) else read_bytes(uri)
-    if isinstance(content, Exception):
-        raise content
-    return content
+    if is_local(uri):
+        content = _read_local(local_path(uri), at_most)
+        if isinstance(content, Exception):
+            raise content
+        return content
+    version = version_of(uri)
+    if version is not None and version[0] > at_most:
+        raise _too_large(version[0], at_most)
+    return read_bytes(uri)
 
 
 def read_many(root: str, paths: Sequence[str], *, at_most: int | None = None) -> list[bytes | Exception]:
@@ -236,6 +242,10 @@ def read_many(root: str, paths: Sequence[str], *, at_most: int | None = None) ->
     return contents
 
 
+def _too_large(size: int, at_most: int) -> OSError:
+    return OSError(errno.EFBIG, f"{size} bytes, more than {at_most}")
+
+
 def _read_local(path: Path, at_most: int | None) -> bytes | OSError:
     try:
         # Nobody may ever write into a pipe: opened so, it does not wait for one who does.
@@ -244,7 +254,7 @@ def _read_local(path: Path, at_most: int | None) -> bytes | OSError:
             if not stat.S_ISREG(status.st_mode):
                 return OSError("no plain file, but a folder, a pipe, a device or a socket")
             if at_most is not None and status.st_size > at_most:
-                return OSError(errno.EFBIG, f"{status.st_size} bytes, more than {at_most}")
+                return _too_large(status.st_size, at_most)
             return file.read()
     except OSError as error:
         return error

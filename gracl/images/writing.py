@@ -20,6 +20,7 @@ from gracl.errors import ShardError, expected
 from gracl.images import storage
 from gracl.images.decoding import MAX_FILE_BYTES, decode
 from gracl.images.layouts import Listing, RawImage
+from gracl.images.layouts.files import is_utf8, spelt
 from gracl.images.manifests import SCHEMA_VERSION, BadImage, Manifest, ShardEntry
 from gracl.images.shards import SCHEMA
 from gracl.types import UNKNOWN
@@ -27,6 +28,7 @@ from gracl.types import UNKNOWN
 JPEG_QUALITY = 95
 JPEG_START = b"\xff\xd8"
 READ_AT_ONCE = 256
+NO_NAME = "its name is not UTF-8"
 MEGABYTE = 10**6
 
 Size = tuple[int, int]
@@ -109,15 +111,25 @@ def write_shard(job: ShardJob) -> ShardPart:
 
 
 def _contents(root: str, images: Sequence[RawImage], sizes: Sequence[int]) -> Iterator[bytes | Exception]:
-    """What each file holds, or why that is not known; a file that is too large was listed so, and is not read."""
-    small = [image.path for image, size in zip(images, sizes, strict=True) if size <= MAX_FILE_BYTES]
-    read = iter(storage.read_many(root, small, at_most=MAX_FILE_BYTES))
-    for size in sizes:
-        yield next(read) if size <= MAX_FILE_BYTES else OSError(f"{size} bytes, more than {MAX_FILE_BYTES}")
+    """What each file holds, or why that is not known. A file that is too large was listed so, and is not read; nor is
+    one whose name could not be written down."""
+    why = [_unread(image, size) for image, size in zip(images, sizes, strict=True)]
+    wanted = [image.path for image, fault in zip(images, why, strict=True) if fault is None]
+    read = iter(storage.read_many(root, wanted, at_most=MAX_FILE_BYTES))
+    for fault in why:
+        yield next(read) if fault is None else fault
+
+
+def _unread(image: RawImage, size: int) -> Exception | None:
+    if not is_utf8(image.path):
+        return ValueError(NO_NAME)
+    return OSError(f"{size} bytes, more than {MAX_FILE_BYTES}") if size > MAX_FILE_BYTES else None
 
 
 def _checked(image: RawImage, size: int, content: bytes | Exception, resize: Size | None) -> Row | BadImage:
     """The image's row without its index, or why there is none."""
+    if not is_utf8(image.path):
+        return BadImage(image.path, NO_NAME)
     if isinstance(content, Exception):
         return BadImage(image.path, f"{type(content).__name__}: {content}")
     if len(content) != size:
@@ -221,7 +233,10 @@ def move_shard(move: ShardMove) -> ShardEntry:
 def make_manifest(
     listing: Listing, split: str, parts: Sequence[ShardPart], shards: Sequence[ShardEntry], *, resize: Size | None
 ) -> Manifest:
-    """Says of one split what its shards hold; `parts` and `shards` are the split's own, in order."""
+    """Says of one split what its shards hold; `parts` and `shards` are the split's own, in order.
+
+    Bad images have their names there as they can be written (`spelt`), so two may read the same.
+    """
     bad = tuple(image for part in parts for image in part.bad)
     left_out = {image.path for image in bad}
     kept = [image for image in listing.images if image.split == split and image.path not in left_out]
@@ -238,7 +253,7 @@ def make_manifest(
         resize=resize,
         created_by=_version(),
         notes=listing.notes,
-        bad_images=bad,
+        bad_images=tuple(replace(image, path=spelt(image.path)) for image in bad),
         shards=tuple(shards),
     )
 

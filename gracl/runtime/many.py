@@ -12,7 +12,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from gracl.config import TrainConfig
 from gracl.errors import CheckpointError, ConfigError, GraclError
 from gracl.images import storage
-from gracl.runtime.runs import RECORD, Run, prepare
+from gracl.runtime.records import read_parent, read_run
+from gracl.runtime.runs import Run, prepare
 from gracl.runtime.session import Demand
 from gracl.runtime.tracking import attempt, nesting, reopen_run, start_run
 from gracl.runtime.train import demand, tell_rest
@@ -23,8 +24,17 @@ TRIAL_CPUS = 0.01
 
 
 def demand_of(configs: Sequence[TrainConfig], concurrent: int) -> Demand:
-    """What the trainings may hold of the cluster at one time: the sum over the `concurrent` largest of them."""
-    wanted, many = [demand(config) for config in configs], min(concurrent, len(configs))
+    """What the trainings may hold of the cluster at one time: the sum over the `concurrent` largest of them.
+
+    Of an elastic one every worker that it asks for counts where another may be beside it: Ray counts for how many there
+    is room by all that nodes have, so each would begin with what the others hold too, and wait for it. Those that run
+    one at a time ask for as few as at their own doors.
+    """
+    many = min(concurrent, len(configs))
+    wanted = [demand(config) for config in configs]
+    elastic = wanted[0].elastic
+    if many > 1 or any(one.elastic != elastic for one in wanted):
+        wanted, elastic = [one.whole() for one in wanted], None
 
     def largest(sizes: Sequence[float]) -> float:
         return sum(sorted(sizes, reverse=True)[:many])
@@ -36,6 +46,7 @@ def demand_of(configs: Sequence[TrainConfig], concurrent: int) -> Demand:
         largest=max(one.largest for one in wanted),
         advice="lower concurrent or what a run reserves, add nodes, or set scale.autoscaling=true for the runs",
         waits=all(one.waits for one in wanted),
+        elastic=elastic,
     )
 
 
@@ -50,7 +61,7 @@ def begin_parent(
     tracking: Tracking,
 ) -> str:
     """The id of the MLflow run over the trainings: made, or taken up where `place` names one on this server."""
-    saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+    saved = read_parent(place)
     if saved.get("tracking_uri") == uri:
         reopen_run(uri, saved["mlflow_run_id"], nesting(tracking.parent))
         return str(saved["mlflow_run_id"])
@@ -71,8 +82,7 @@ def begin_parent(
 def leave(configs: Sequence[TrainConfig], uri: str) -> None:
     """MLflow hears that runs were stopped which cannot say so themselves, since their processes are killed."""
     for config in configs:
-        place = storage.join(config.runs, config.name, RECORD)
-        saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+        saved = read_run(storage.join(config.runs, config.name))
         if saved and saved["finished"] < config.epochs:
             attempt(uri, partial(_close, saved["mlflow_run_id"]), f"that {config.name} was stopped")
 
@@ -80,8 +90,7 @@ def leave(configs: Sequence[TrainConfig], uri: str) -> None:
 def tell_rest_of(configs: Sequence[TrainConfig], uri: str) -> None:
     """MLflow hears of trainings that are done what it did not take at their ends, because it was away."""
     for config in configs:
-        place = storage.join(config.runs, config.name, RECORD)
-        saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+        saved = read_run(storage.join(config.runs, config.name))
         if not saved.get("told", True) and saved["finished"] >= config.epochs:
             tell_rest(prepare(config), uri)
 

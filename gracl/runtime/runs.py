@@ -24,10 +24,10 @@ from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe
 from gracl.learning.encoder import build_encoder
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.progress import say
+from gracl.runtime.records import RECORD, read_run
 from gracl.runtime.terminal import table
 from gracl.runtime.tracking import DataSplit, mend, nesting, reopen_run, start_run
 
-RECORD = "run.json"
 PICTURE = "ranked.png"
 # As `epoch_folder` writes it; a folder of another name is none of ours.
 EPOCH = re.compile(r"epoch-([0-9]{4}|[1-9][0-9]{4,})")
@@ -89,8 +89,7 @@ def prepare(config: TrainConfig) -> Run:
         raise ConfigError(expected("a name without '/'", name, "choose the folder with runs="))
     recipe = config.recipe() | {f"data.{role}_digest": digest for role, digest in _digests(config, manifests).items()}
     storage.require_arrow(runs)
-    record_uri = storage.join(runs, name, RECORD)
-    saved = json.loads(storage.read_bytes(record_uri)) if storage.exists(record_uri) else {}
+    saved = read_run(storage.join(runs, name))
     if saved:
         check_recipe(saved["recipe"], recipe)
     _check_relations(config, manifests[config.data.train])
@@ -271,9 +270,9 @@ class Origin:
 def origin(checkpoint: str) -> Origin | None:
     """The run that a checkpoint (its folder, or its `state.pt`) lies in; None where it lies in none."""
     folder, _, epoch = storage.absolute(checkpoint).removesuffix(STATE_FILE).rstrip("/").rpartition("/")
-    if not storage.exists(storage.join(folder, RECORD)):
+    saved = read_run(folder)
+    if not saved:
         return None
-    saved = json.loads(storage.read_bytes(storage.join(folder, RECORD)))
     return Origin(folder.rpartition("/")[2], epoch, str(saved["mlflow_run_id"]), saved.get("tracking_uri"))
 
 
@@ -296,6 +295,9 @@ def conclude(run: Run, uri: str) -> dict[str, Any]:
         say(f"pictures:   {picture}")
     say(f"review:     {review_command(uri)}")
     own = state.history[run.record.get("begins", 0) :]  # what was done by the run that it started from took time there
+    if not own:
+        what = f"a run that began before epoch {state.epoch} in {storage.join(run.folder, RECORD)}"
+        raise CheckpointError(expected(what, f"begins={run.record['begins']}", "restore the file"))
     untrained = {
         name.removeprefix("untrained/"): value for name, value in state.history[0].items() if "untrained/" in name
     }

@@ -10,14 +10,28 @@ from typing import Any
 
 from gracl.errors import CheckpointError, expected
 from gracl.images import storage
+from gracl.images.plain_json import check_values, fits, read_values
 from gracl.learning.checkpoint import STATE_FILE, TrainState
 from gracl.runtime.checkpoints import load_any_state, load_run_state
 from gracl.runtime.midway import clear_midways, find_midway
 from gracl.runtime.progress import say
-from gracl.runtime.runs import RECORD, epoch_folder, epochs_in
+from gracl.runtime.records import RECORD, read_run
+from gracl.runtime.runs import EPOCH, epoch_folder, epochs_in
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 SCORE = "val/mAP"
+# As Ray Train reads it; what is not so ends its controller.
+_LIST: dict[str, Any] = {
+    "checkpoint_results": list[dict[str, Any]],
+    "checkpoint_report_indices": list[int],
+    "current_report_index": int,
+    "latest_checkpoint_result": dict[str, Any] | None,
+    "pending_training_results": list[dict[str, Any]],
+    "pending_validation_specs": list[bool | dict[str, Any]],
+    "validated_checkpoint_dir_names": list[str],
+    "timed_out_validation_checkpoint_dir_names": list[str],
+    "failed_validation_checkpoint_dir_names": list[str],
+}
 _EMPTY = (
     "pending_training_results",
     "pending_validation_specs",
@@ -103,10 +117,24 @@ def _snapshot(folder: str) -> Mapping[str, Any] | None:
     if not storage.exists(place):
         return None
     try:
-        found = json.loads(storage.read_bytes(place))
-    except ValueError:
+        found = read_values(place)
+        check_values(found, _LIST, optional=("latest_checkpoint_result",))
+    except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and "checkpoint_results" in found else {}
+    results, last = found["checkpoint_results"], found.get("latest_checkpoint_result")
+    others = [*found["pending_training_results"], *([] if last is None else [last])]
+    if not all(_is_entry(one) for one in (*results, *others)):
+        return {}
+    listed = [one["checkpoint_dir_name"] for one in results]
+    fits_together = len({*listed}) == len(listed) == len(found["checkpoint_report_indices"])
+    return found if fits_together and all(one["checkpoint_dir_name"] in listed for one in others) else {}
+
+
+def _is_entry(one: Mapping[str, Any]) -> bool:
+    name, metrics = one.get("checkpoint_dir_name"), one.get("metrics")
+    known = isinstance(name, str) and EPOCH.fullmatch(name) and type(one.get("version", 0)) is int
+    # One that was not judged has no score.
+    return bool(known) and isinstance(metrics, dict) and fits(metrics.get(SCORE, 0.0), float)
 
 
 def _mend_snapshot(folder: str, known: Mapping[str, Any], torn: Mapping[int, str], last: TrainState | None) -> None:
@@ -141,8 +169,6 @@ def _mend_snapshot(folder: str, known: Mapping[str, Any], torn: Mapping[int, str
 
 def _lower_record(folder: str, epochs: int) -> None:
     """A run that had ended is not done any more."""
-    place = storage.join(folder, RECORD)
-    if storage.exists(place):
-        saved = json.loads(storage.read_bytes(place))
-        saved["finished"] = min(saved.get("finished", 0), epochs)
-        storage.write_bytes(place, json.dumps(saved, indent=1).encode())
+    if saved := read_run(folder):
+        saved["finished"] = min(saved["finished"], epochs)
+        storage.write_bytes(storage.join(folder, RECORD), json.dumps(saved, indent=1).encode())

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray._private import ray_constants
@@ -27,15 +27,20 @@ class Demand:
     cpus: float
     gpus: float
     parts: str
-    largest: tuple[float, float] = (0, 0)
+    largest: tuple[float, float] = (0.0, 0.0)
     advice: str = "lower scale.workers or what each part reserves, add nodes, or set scale.autoscaling=true"
     waits: bool = False
     elastic: tuple[int, int, float, float] | None = None
 
     def cpus_at_most(self) -> float:
         """What it holds with as many workers as there may be."""
-        fewest, most, each, _ = self.elastic or (0, 0, 0.0, 0.0)
-        return self.cpus + (most - fewest) * each
+        return self.whole().cpus
+
+    def whole(self) -> "Demand":
+        """The same with as many workers as there may be, and none of them to do without."""
+        fewest, most, cpus, gpus = self.elastic or (0, 0, 0.0, 0.0)
+        more = most - fewest
+        return replace(self, cpus=self.cpus + more * cpus, gpus=self.gpus + more * gpus, elastic=None)
 
 
 @contextmanager

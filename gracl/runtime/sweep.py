@@ -30,7 +30,7 @@ from gracl.runtime.many import TRIAL_CPUS, begin_parent, demand_of, leave, prepa
 from gracl.runtime.points import Values, base_of, check_sweep, corners, distributions, name_of, points, told
 from gracl.runtime.population import evolve, generation, remove_starts, try_again
 from gracl.runtime.progress import say
-from gracl.runtime.runs import RECORD
+from gracl.runtime.records import read_parent, read_run
 from gracl.runtime.session import Demand, interruptible, session
 from gracl.runtime.sweep_findings import report
 from gracl.runtime.sweep_trial import POINT, Point, Sweep, sweep_trial
@@ -138,7 +138,7 @@ def _check_same(config: TuneConfig, what: Mapping[str, Any]) -> None:
     place = storage.join(config.out, SWEEP)
     if not storage.exists(place):
         return
-    saved = json.loads(storage.read_bytes(place)).get("sweep", {})
+    saved = read_parent(place).get("sweep", {})
     changed = [name for name in what if saved.get(name) != json.loads(json.dumps(what[name]))]
     if changed:
         raise ConfigError(
@@ -184,7 +184,7 @@ def _demand(swept: Sweep, left: int) -> Demand:
 def _begin(config: TuneConfig, what: Mapping[str, Any], uri: str) -> str:
     """The id of the sweep's MLflow run; and what the sweep is, for those that go on with it."""
     place = storage.join(config.out, SWEEP)
-    saved = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+    saved = read_parent(place)
     saved["sweep"] = what
     storage.write_bytes(place, json.dumps(saved, indent=1).encode())
     space = {f"space.{name}": f"{domain.kind} {list(domain.ends)}" for name, domain in config.space.items()}
@@ -241,9 +241,8 @@ class Listener(tune.Callback):
 
     def _say_stopped(self, point: Point) -> None:
         """The MLflow run of a trial that was stopped says when; its process may be gone and cannot."""
-        place = storage.join(self._sweep.runs, point.name, RECORD)
-        if storage.exists(place):
-            run_id = json.loads(storage.read_bytes(place))["mlflow_run_id"]
+        if saved := read_run(storage.join(self._sweep.runs, point.name)):
+            run_id = saved["mlflow_run_id"]
             attempt(self._uri, partial(_end_early, run_id, point.epochs), f"that {point.name} was stopped early")
 
 

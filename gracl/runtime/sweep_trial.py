@@ -5,9 +5,11 @@ go on; Tune's own state is of no use to us and is not read.
 """
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, get_type_hints
 
 import ray
 from ray import tune
@@ -19,12 +21,14 @@ from gracl.experiments import TuneConfig
 from gracl.images import storage
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.many import beside, here
-from gracl.runtime.points import Values, config_of, name_of
+from gracl.runtime.points import START, Values, config_of, name_of
+from gracl.runtime.records import read_entry
 from gracl.runtime.session import quieten, refusals
 from gracl.runtime.tracking import plain
 from gracl.runtime.train import train
 
 POINT = "point"
+COPY = re.compile(r"t-[0-9a-f]{10}/start-\d{4,}")
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,28 @@ class Sweep:
         storage.write_bytes(self.place(point.name), json.dumps(asdict(point), indent=1).encode())
 
     def read(self, name: str) -> Point | None:
-        """The record of a trial; None where there is none, or one of another make."""
+        """The record of a trial; None where there is none, or one of another make.
+
+        Raises:
+            CheckpointError: it is torn, or of values that this sweep does not try, with its name.
+        """
         if not storage.exists(self.place(name)):
             return None
-        saved: dict[str, Any] = json.loads(storage.read_bytes(self.place(name)))
-        return Point(**saved) if {*saved} == {one.name for one in fields(Point)} else None
+        judge = partial(self._foreign, name)
+        saved = read_entry(self.place(name), "the record of a trial", get_type_hints(Point), judge)
+        return Point(**saved) if saved else None
+
+    def _foreign(self, name: str, saved: Mapping[str, Any]) -> str:
+        """What is wrong with a record for this sweep; "" for nothing."""
+        values, metric = saved["values"], self.config.metric
+        start = values.get(START)
+        if saved["name"] != name or name_of(values) != name or {*values} - {START} != {*self.config.space}:
+            return f"values of another trial than {name}"
+        # A folder of that name is copied to and deleted.
+        if start is not None and not (isinstance(start, str) and COPY.fullmatch(start)):
+            return f"{START}: {start!r}"
+        told = [row for row in saved["history"] if not {metric, "epoch"} <= row.keys()]
+        return f"an epoch without {metric} or its number" if told else ""
 
     def known(self) -> list[Point]:
         """All trials that have begun, in order of name."""

@@ -126,7 +126,8 @@ def demand(config: TrainConfig) -> Demand:
         cpus=workers * scale.worker_cpus + scale.relation_cpus + shards * scale.shard_cpus + stream,
         gpus=workers * scale.worker_gpus + scale.relation_gpus + shards * scale.shard_gpus,
         largest=max((scale.worker_gpus, scale.worker_cpus), (scale.shard_gpus, scale.shard_cpus) if shards else (0, 0)),
-        parts=f"{workers} workers, the relation actor"
+        parts=(f"{workers} to " if scale.min_workers else "")
+        + f"{scale.workers} workers, the relation actor"
         + (f", {shards} shards" if shards else "")
         + " and one task of the stream",
         waits=scale.autoscaling,

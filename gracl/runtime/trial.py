@@ -6,8 +6,8 @@ The record says that a run is done: whoever finds it need not run it again.
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, get_type_hints
 
 import ray
 from ray import tune
@@ -19,6 +19,7 @@ from gracl.retrieval.comparison import RunRecord
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.grid import Trial
 from gracl.runtime.many import beside
+from gracl.runtime.records import read_entry
 from gracl.runtime.runs import prepare
 from gracl.runtime.session import quieten, refusals
 from gracl.runtime.train import train
@@ -105,12 +106,16 @@ def cameras_used(config: TrainConfig) -> str:
 
 
 def recorded(trial: Trial, metric: str) -> RunRecord | None:
-    """The record of a run that is done; None where there is none, or one of another recipe, length or metric."""
+    """The record of a run that is done; None where there is none, or one of another recipe, length or metric.
+
+    Raises:
+        CheckpointError: it is torn, with its name.
+    """
     if not storage.exists(_place(trial)):
         return None
-    saved: dict[str, Any] = json.loads(storage.read_bytes(_place(trial)))
+    saved = read_entry(_place(trial), "the record of a run that was compared", get_type_hints(RunRecord))
     wanted = {"fingerprint": trial.config.fingerprint(), "epochs": trial.config.epochs, "best_by": metric}
-    if {*saved} != {field.name for field in fields(RunRecord)} or any(saved[name] != wanted[name] for name in wanted):
+    if not saved or any(saved[name] != wanted[name] for name in wanted):
         return None
     return replace(RunRecord(**saved), arm=trial.arm, data=trial.data, seed=trial.seed)
 

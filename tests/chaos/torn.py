@@ -33,7 +33,7 @@ def run_of(folder: Path, *epochs: int, finished: int = 0) -> Path:
         "current_report_index": epochs[-1],
     }
     (folder / SNAPSHOT).write_text(json.dumps(snapshot))
-    (folder / "run.json").write_text(json.dumps({"finished": finished, "recipe": {}}))
+    (folder / "run.json").write_text(json.dumps({"finished": finished, "recipe": {}, "mlflow_run_id": "none"}))
     return folder
 
 

@@ -150,7 +150,7 @@ def test_a_source_without_pictures_is_refused(tmp_path, checkpoint):
     with pytest.raises(LayoutError, match="pictures in .*; came nothing there"):
         run(checkpoint, images=tmp_path / "empty", out=tmp_path / "out")
     (tmp_path / "list.csv").write_text("path\na.jpg\na.jpg\n")
-    with pytest.raises(LayoutError, match="every path once in .*; came 1 again: a.jpg"):
+    with pytest.raises(LayoutError, match="every path once in .*; came again a.jpg"):
         run(checkpoint, images=tmp_path / "list.csv", out=tmp_path / "out")
     (tmp_path / "list.csv").write_text("path\n../a.jpg\n")
     with pytest.raises(LayoutError, match="a path inside the root"):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from gracl.errors import LayoutError, expected
 from gracl.images import storage
+from gracl.images.layouts.files import is_utf8, spelt
 from gracl.images.layouts.folders import folder, unlabelled
 from gracl.images.layouts.listing import SPLITS, Found, Listing, RawImage, Split, settle
 from gracl.images.layouts.msmt17 import msmt17
@@ -40,6 +41,8 @@ def list_images(root: str, layout: str, *, allow_shared_identities: bool = False
     if layout not in LAYOUTS:
         raise LayoutError(expected(f"one of {', '.join(LAYOUTS)}", repr(layout), "choose layout="))
     root = storage.absolute(root)
+    if not is_utf8(root):
+        raise LayoutError(expected("a folder whose name is UTF-8", spelt(root), "rename it"))
     base = find_table(root)[0] if layout == "manifest" else root
     if not storage.is_folder(base):
         raise LayoutError(expected(f"a folder at {base}", "none", "check raw="))

@@ -41,7 +41,24 @@ def shown(items: Iterable[object]) -> str:
 
 def on_one_line(name: str) -> str:
     """A name as it is, or with what is not to be seen spelt out: a name may hold a line's end, or turn the reading."""
-    return name if name.isprintable() else repr(name)
+    return spelt(name) if spelt(name).isprintable() else repr(spelt(name))
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a name can be written down. A disk may hold any bytes as one; Python has those that are no UTF-8 as lone
+    surrogates."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in path)
+
+
+def spelt(path: str) -> str:
+    """A name as it can be written down: bytes that are no UTF-8 as `\\xff`."""
+    return path if is_utf8(path) else "".join(map(_spelt_sign, path))
+
+
+def _spelt_sign(sign: str) -> str:
+    if "\udc80" <= sign <= "\udcff":  # how Python has a byte that is none
+        return f"\\x{ord(sign) - 0xDC00:02x}"
+    return sign if is_utf8(sign) else f"\\u{ord(sign):04x}"
 
 
 def inside(path: str) -> str:

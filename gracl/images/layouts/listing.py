@@ -17,7 +17,10 @@ WHOLE_NUMBER = re.compile(r"\d{1,18}")  # fits an int64
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """One picture of a raw folder: path relative to the root (with `/`), split, and who and where, -1 where unknown."""
+    """One picture of a raw folder: path relative to the root (with `/`), split, and who and where, -1 where unknown.
+
+    The path is as the disk has it, which may be no UTF-8 (`files.is_utf8`); such a picture is never written.
+    """
 
     path: str
     split: Split
@@ -77,13 +80,12 @@ def settle(root: str, layout: str, found: Found, *, allow_shared_identities: boo
     """Sorts, numbers and checks what a layout found.
 
     Raises:
-        LayoutError: a path stands twice or is not UTF-8; query comes without gallery or the other way round; there is
+        LayoutError: a path stands twice; query comes without gallery or the other way round; there is
             nothing at all; an identity of query or gallery is unknown, or one of train is also in query or gallery
             (unless that is allowed or the layout numbers them apart).
     """
     entries = sorted(found.entries, key=lambda entry: (SPLITS.index(entry.split), entry.file.path))
     _refuse_twice(entries)
-    _refuse_unwritable(entries)
     identities = numbered((entry.identity for entry in entries), keep=True)
     cameras = numbered((entry.camera for entry in entries), keep=False)
     images = tuple(
@@ -119,17 +121,13 @@ def numbered(names: Iterable[int | str], *, keep: bool) -> dict[int | str, int]:
 def _refuse_twice(entries: Sequence[Entry]) -> None:
     twice = [path for path, times in Counter(entry.file.path for entry in entries).items() if times > 1]
     if twice:
-        raise LayoutError(
-            expected("every path once", f"{len(twice)} repeated: {shown(twice)}", "an image belongs to one split, once")
-        )
+        raise twice_refused(twice)
 
 
-def _refuse_unwritable(entries: Sequence[Entry]) -> None:
-    # A disk may hold any bytes as a name; Python shows those that are no UTF-8 as lone surrogates.
-    strange = [entry.file.path for entry in entries if any("\ud800" <= sign <= "\udfff" for sign in entry.file.path)]
-    if strange:
-        came = shown(path.encode("utf-8", "surrogateescape") for path in strange)
-        raise LayoutError(expected("paths in UTF-8", came, "rename them"))
+def twice_refused(twice: Sequence[str]) -> LayoutError:
+    """The error of paths that are named again."""
+    came = f"{len(twice)} repeated: {shown(twice)}"
+    return LayoutError(expected("every path once", came, "an image belongs to one split, once"))
 
 
 def _refuse_half(root: str, images: Sequence[RawImage]) -> None:

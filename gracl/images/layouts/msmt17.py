@@ -9,7 +9,7 @@ import re
 from gracl.errors import LayoutError, expected
 from gracl.images import storage
 from gracl.images.layouts.files import RawFile, inside, is_image, list_files, shown
-from gracl.images.layouts.listing import Entry, Found, Split, refuse_empty
+from gracl.images.layouts.listing import WHOLE_NUMBER, Entry, Found, Split, refuse_empty
 
 FOLDERS_OF = {"MSMT17_V1": ("train", "test"), "MSMT17_V2": ("mask_train_v2", "mask_test_v2")}
 LISTS: dict[str, Split] = {
@@ -18,6 +18,7 @@ LISTS: dict[str, Split] = {
     "list_query.txt": "query",
     "list_gallery.txt": "gallery",
 }
+MAX_BYTES = 256 * 2**20  # of a list, a hundred times the largest
 NAMING = re.compile(r"\d+_\d+_(\d+)_")
 
 
@@ -62,7 +63,11 @@ def _read_list(root: str, name: str, split: Split, folder: str, files: dict[str,
     uri = storage.join(root, name)
     if not storage.exists(uri):
         raise LayoutError(expected(f"the list {uri}", "no such file", "the lists belong to the dataset: put it there"))
-    lines = [line for line in storage.read_bytes(uri).decode("utf-8").splitlines() if line.strip()]
+    try:
+        text = storage.read_plain(uri, at_most=MAX_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LayoutError(expected(f"a readable list {uri}", str(error)[:500], "repair the file")) from error
+    lines = [line for line in text.splitlines() if line.strip()]
     parsed = [_parse(line, name) for line in lines]
     missing = [path for path, _, _ in parsed if f"{folder}/{path}" not in files]
     if missing:
@@ -80,8 +85,7 @@ def _parse(line: str, name: str) -> tuple[str, int, int]:
     """Path, identity and camera of one line."""
     path, _, label = line.strip().rpartition(" ")
     camera = NAMING.match(path.rsplit("/", 1)[-1])
-    if not label.isdecimal() or camera is None:
-        raise LayoutError(
-            expected(f"lines like «0000/0000_000_01_0303morning_0015_0.jpg 0» in {name}", repr(line), "check the list")
-        )
+    if not WHOLE_NUMBER.fullmatch(label) or camera is None:
+        like = f"lines like «0000/0000_000_01_0303morning_0015_0.jpg 0» in {name}"
+        raise LayoutError(expected(like, repr(line[:200]), "check the list"))
     return inside(path), int(label), int(camera[1])

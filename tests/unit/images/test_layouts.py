@@ -10,7 +10,7 @@ import pytest
 from gracl.errors import LayoutError
 from gracl.images import storage
 from gracl.images.layouts import LAYOUTS, Listing, list_images
-from gracl.images.layouts.files import inside, list_files
+from gracl.images.layouts.files import inside, is_utf8, list_files, shown, spelt
 from gracl.images.layouts.listing import numbered
 from tests.raw_images import MARKET, fill, fill_folders
 
@@ -345,11 +345,27 @@ def test_links_inside_the_root_are_followed_but_not_in_circles(tmp_path: Path) -
         list_images(str(tmp_path / "raw"), "folder")
 
 
-def test_names_must_be_utf8(tmp_path: Path) -> None:
-    with open(os.fsencode(tmp_path) + b"/\xff.jpg", "wb") as file:
-        file.write(b"x")
-    with pytest.raises(LayoutError, match="paths in UTF-8"):
-        list_images(str(tmp_path), "unlabelled")
+@pytest.mark.parametrize(
+    ("name", "is_one", "written"),
+    [
+        ("a.jpg", True, "a.jpg"),
+        ("\u00e4 \u6f22\n.jpg", True, "\u00e4 \u6f22\n.jpg"),
+        (os.fsdecode(b"\xff\xc3.jpg"), False, "\\xff\\xc3.jpg"),
+        (os.fsdecode(b"\xc3\xa4\xe4"), False, "\u00e4\\xe4"),
+        ("a\ud800b", False, "a\\ud800b"),
+    ],
+)
+def test_names_that_are_not_utf8_are_known_and_can_be_written(name: str, is_one: bool, written: str) -> None:
+    assert is_utf8(name) is is_one
+    assert spelt(name) == written
+    assert shown([name]).isprintable()
+
+
+def test_the_root_itself_must_be_utf8(tmp_path: Path) -> None:
+    root = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    fill(root, ["a.jpg"])
+    with pytest.raises(LayoutError, match=r"a folder whose name is UTF-8; came .*\\xff"):
+        list_images(root, "unlabelled")
 
 
 def test_a_flat_listing_stays_flat(root: str) -> None:

@@ -121,7 +121,7 @@ def rewrite(root: str, change: Callable[[dict], None]) -> None:
     ("change", "message"),
     [
         (lambda values: values.update(schema_version=2), "schema version 1 in .*; came 2"),
-        (lambda values: values.pop("schema_version"), "a manifest at .*; came KeyError"),
+        (lambda values: values.pop("schema_version"), "a manifest at .*; came no schema_version"),
         (lambda values: values.update(split="query"), "the split gallery in .*; came query"),
         (lambda values: values.update(num_images=5), "5 rows in the shards of .*; came 4"),
         (lambda values: values.update(more=1), "the fields of a manifest in"),
@@ -139,7 +139,7 @@ def test_a_wrong_manifest_is_refused(root: str, change: Callable[[dict], None], 
 def test_a_torn_manifest_is_refused(root: str) -> None:
     uri = manifest_uri(root, "gallery")
     storage.write_bytes(uri, storage.read_bytes(uri)[:-30])
-    with pytest.raises(ShardError, match="a manifest at .*; came JSONDecodeError"):
+    with pytest.raises(ShardError, match="a manifest at .*; came no JSON"):
         ShardStore.open(root, "gallery")
 
 

@@ -108,7 +108,9 @@ def test_mlflow_hears_of_runs_that_were_stopped_in_the_middle(trial, monkeypatch
     leave([trial.config], "uri")  # it has not begun
     for finished in (3, 1, 0):  # done, at work, failed before
         place = f"{trial.config.runs}/{trial.name}/run.json"
-        storage.write_bytes(place, json.dumps({"mlflow_run_id": f"id{finished}", "finished": finished}).encode())
+        storage.write_bytes(
+            place, json.dumps({"mlflow_run_id": f"id{finished}", "finished": finished, "recipe": {}}).encode()
+        )
         leave([trial.config], "uri")
     assert stopped == [("id1", "KILLED")]
 
@@ -125,6 +127,30 @@ def test_the_demand_is_that_of_the_largest_runs_at_a_time(trial):
     assert demand_of([trial.config], 5).cpus == pytest.approx(1.51)
     assert "2 runs at a time, each of 2 workers" in two.parts
     assert two.largest == (1.0, 0.5)
+
+
+def elastic(trial, **changes):
+    scale = {"workers": 3, "min_workers": 1, "worker_cpus": 1.0, "worker_gpus": 1.0, "relation_cpus": 0.5}
+    scale = trial.config.scale.model_copy(update={**scale, "stream": "mapped", **changes})
+    return trial.config.model_copy(update={"scale": scale})
+
+
+def test_elastic_runs_side_by_side_count_with_all_workers_that_they_ask_for(trial):
+    config = elastic(trial)
+    fixed = config.model_copy(update={"scale": config.scale.model_copy(update={"min_workers": 0})})
+    both = demand_of([config] * 4, 2)
+    assert (both.cpus, both.gpus, both.elastic) == (pytest.approx(7.02), 6, None)
+    assert both.cpus == demand_of([fixed] * 4, 2).cpus
+    assert "each of 1 to 3 workers" in both.parts
+
+
+def test_elastic_runs_one_at_a_time_ask_for_what_they_ask_at_their_own_doors(trial):
+    config = elastic(trial)
+    for alone in (demand_of([config], 5), demand_of([config] * 4, 1)):
+        assert (alone.cpus, alone.gpus, alone.elastic) == (pytest.approx(1.51), 1, (1, 3, 1.0, 1.0))
+        assert alone.cpus_at_most() == pytest.approx(3.51)
+    mixed = demand_of([config, elastic(trial, workers=2)], 1)  # of two ways there is no one way to be elastic
+    assert (mixed.cpus, mixed.gpus, mixed.elastic) == (pytest.approx(3.51), 3, None)
 
 
 def test_children_know_their_parent(trial):

@@ -126,7 +126,9 @@ def test_cameras_say_who_may_be_found(place, tmp_path):
 
 
 def test_re_ranking_orders_the_first_ones_anew(place):
-    plain, again = (run(place, k=10, **more)["results"] for more in ({}, {"rerank": 30, "reranking.k1": 5, "reranking.k2": 3}))
+    plain, again = (
+        run(place, k=10, **more)["results"] for more in ({}, {"rerank": 30, "reranking.k1": 5, "reranking.k2": 3})
+    )
     assert any(
         [hit["path"] for hit in one["results"]] != [hit["path"] for hit in other["results"]]
         for one, other in zip(plain, again, strict=True)

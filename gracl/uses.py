@@ -108,3 +108,34 @@ class PublishConfig(Section):
     checkpoint: str = Field(description="folder of a checkpoint in the folder of its run")
     model: Name = Field(description="name under which it is registered")
     tracking_uri: str | None = Field(None, description="MLflow of the run; default: where the training wrote")
+
+
+class ExportConfig(Section):
+    """A checkpoint as a folder that is used without gracl: the model as one file, preprocessing, card."""
+
+    checkpoint: str = Field(description="folder of a checkpoint (or its state.pt)")
+    out: str = Field(description="folder for the model, preprocess.py, README.md and export.json")
+    format: Literal["onnx", "torch_export"] = Field("onnx", description="exported.onnx or exported.pt2")
+    opset: int = Field(18, ge=18, le=25, description="version of ONNX's operators; for format=onnx alone")
+    tolerance: float = Field(
+        1e-4, gt=0, le=1e-2, description="largest difference of any number of a feature from PyTorch's that is let pass"
+    )
+    drawn: Positive = Field(16, description="pictures of random pixels to compare with PyTorch on")
+    pictures: str | None = Field(None, description="folder of real pictures to compare on, too")
+    real: Positive = Field(64, description="how many of them at most, the first by name")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ExportConfig":
+        refuse_unless(
+            self.format == "onnx" or "opset" not in self.model_fields_set,
+            "format=onnx beside opset",
+            f"format={self.format}",
+            "leave out opset",
+        )
+        refuse_unless(
+            self.pictures is not None or "real" not in self.model_fields_set,
+            "pictures beside real",
+            "none",
+            "leave out real, or name a folder of pictures",
+        )
+        return self

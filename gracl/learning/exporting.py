@@ -40,7 +40,8 @@ class PixelEncoder(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.encoder = encoder.eval()
+        self.encoder = encoder
+        self.eval()
 
     def forward(self, pictures: UInt8[Tensor, "batch height width 3"]) -> Float32[Tensor, "batch dim"]:
         """Pictures, red first, to rows of length 1."""

@@ -7,15 +7,13 @@ r"""The same model by four ways: how far are its features from PyTorch's, and is
 
 The ways: `pytorch` (`gracl.embed`), `onnx` and `torch_export` (what `pipelines/export.py` writes, run by onnxruntime
 and by torch on what the `preprocess.py` beside it makes of the files), and `pyfunc` (the model as
-`pipelines/publish.py` saves it, by MLflow's loader). Seconds are of one pass over query and gallery, decoding left out
-but for PyTorch's; the machine may be busy.
+`pipelines/publish.py` saves it, by MLflow's loader).
 """
 
 import importlib.util
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -49,13 +47,13 @@ def beside(folder: Path) -> ModuleType:
     return module
 
 
-def ways(checkpoint: str, near: Path) -> Iterator[tuple[str, Run, dict[str, Any]]]:
-    """Each way but PyTorch's own: its name, the model as a function, and what its making told."""
+def ways(checkpoint: str, near: Path) -> Iterator[tuple[str, Run]]:
+    """Each way but PyTorch's own: its name, and the model as a function."""
     for form in FILES:
-        told = export(ExportConfig(checkpoint=checkpoint, out=str(near / form), format=form))
-        yield form, load_exported(near / form / FILES[form]), {"export": told["seconds"]}
+        export(ExportConfig(checkpoint=checkpoint, out=str(near / form), format=form))
+        yield form, load_exported(near / form / FILES[form])
     save_model(load_state(checkpoint), near / "pyfunc")
-    yield "pyfunc", mlflow.pyfunc.load_model(str(near / "pyfunc")).predict, {}
+    yield "pyfunc", mlflow.pyfunc.load_model(str(near / "pyfunc")).predict
 
 
 def main() -> None:
@@ -64,28 +62,24 @@ def main() -> None:
     stores = {split: ShardStore.open(given["root"], split) for split in SPLITS}
     files = {split: [bytes(one) for one in store.read(np.arange(len(store)))] for split, store in stores.items()}
     encoder = gracl.load_encoder(given["checkpoint"])
-    started = time.perf_counter()
     plain = {split: gracl.embed(encoder, files[split], batch=BATCH) for split in SPLITS}
-    seconds = time.perf_counter() - started
     who = {f"{split}_identities": store.identities() for split, store in stores.items()}
 
     def judged(features: dict[str, np.ndarray]) -> dict[str, float]:
         report = evaluate_retrieval(features["query"], features["gallery"], **who)
         return {"mAP": report.mean_ap, "rank1": report.cmc[1]}
 
-    found: dict[str, Any] = {"pytorch": judged(plain) | {"seconds_with_decoding": round(seconds, 2)}}
+    found: dict[str, Any] = {"pytorch": judged(plain)}
     with tempfile.TemporaryDirectory() as near:
-        for name, run, told in ways(given["checkpoint"], Path(near)):
+        for name, run in ways(given["checkpoint"], Path(near)):
             preprocess = beside(Path(near, "onnx")).preprocess
             seen = {split: np.stack([preprocess(one, **encoder[1]) for one in files[split]]) for split in SPLITS}
-            started = time.perf_counter()
             features = {
                 split: np.concatenate([run(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)])
                 for split, rows in seen.items()
             }
-            spent = time.perf_counter() - started
             gap = max(float(np.abs(features[split] - plain[split]).max()) for split in SPLITS)
-            found[name] = judged(features) | {"largest_difference": gap, "seconds": round(spent, 2)} | told
+            found[name] = judged(features) | {"largest_difference": gap}
             print(name, found[name], file=sys.stderr)
     result = {
         "machine": machine(),

@@ -127,13 +127,13 @@ class ExportConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> "ExportConfig":
         refuse_unless(
-            self.format == "onnx" or "opset" not in self.model_fields_set,
+            self.format == "onnx" or self.opset == type(self).model_fields["opset"].default,
             "format=onnx beside opset",
             f"format={self.format}",
             "leave out opset",
         )
         refuse_unless(
-            self.pictures is not None or "real" not in self.model_fields_set,
+            self.pictures is not None or self.real == type(self).model_fields["real"].default,
             "pictures beside real",
             "none",
             "leave out real, or name a folder of pictures",

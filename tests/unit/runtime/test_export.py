@@ -155,7 +155,7 @@ def test_a_real_picture_that_cannot_be_read_is_named(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"format": "torch_export", "opset": 18}, "expected format=onnx beside opset"),
+        ({"format": "torch_export", "opset": 19}, "expected format=onnx beside opset"),
         ({"real": 3}, "expected pictures beside real"),
         ({"tolerance": 0.1}, "less than or equal to 0.01"),
         ({"opset": 17}, "greater than or equal to 18"),

@@ -29,9 +29,9 @@ seasons or kinds of objects it is likely worse, and nothing was measured there.
 
 - Nobody should be accused, refused or followed because of it, and nobody watched in secret. What it finds is for a
   person to look at, who may decide otherwise.
-- Pictures of people are personal data, and features that tell people apart may be biometric data, for which many laws
-  ask for consent or another stated reason, and which some forbid to be used at all (among them the GDPR, Illinois'
-  BIPA and the EU's AI Act). Whoever uses the model answers for that, and for the right to have trained it on its data.
+- Pictures of people are personal data, and features that tell people apart may be biometric data. For these many laws
+  ask for consent or another stated reason, and they forbid some uses altogether (see the GDPR, Illinois' BIPA and the
+  EU's AI Act). Whoever uses the model answers for that, and for the right to have trained it on its data.
 - Features are to be kept as safe as the pictures, and deleted with them.
 
 More, with the laws by name, is in `docs/responsible_use.md` of gracl. It is not legal advice.

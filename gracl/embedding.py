@@ -16,9 +16,9 @@ from PIL import Image
 
 from gracl.errors import ConfigError, GraclError, ImageError, expected
 from gracl.images import storage
-from gracl.images.decoding import MAX_FILE_BYTES
 from gracl.images.loading import Encoded, OnBad, load, share_tickets
 from gracl.images.plans import scan_plan
+from gracl.images.preprocess import MAX_FILE_BYTES
 from gracl.images.views import eval_view
 from gracl.learning.checkpoint import load_encoder
 from gracl.learning.encoder import Encoder

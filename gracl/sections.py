@@ -33,6 +33,10 @@ class Section(BaseModel):
                 values[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
         return values
 
+    def left(self, *names: str) -> bool:
+        """Whether these settings are what they are when nobody says anything."""
+        return all(getattr(self, name) == type(self).model_fields[name].get_default() for name in names)
+
     def options(self) -> dict[str, Any]:
         """The section as keyword arguments."""
         return {name: getattr(self, name) for name in type(self).model_fields}

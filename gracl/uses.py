@@ -40,8 +40,12 @@ class ExtractConfig(ModelConfig):
             f"data.root={self.data.root!r} and images={self.images!r}",
             "name shards or pictures",
         )
-        unused = [name for name in ("split", "data") if name in self.model_fields_set] if self.images else []
-        refuse_unless(not unused, "nothing of shards beside images", ", ".join(unused), "leave it out")
+        refuse_unless(
+            not self.images or self.left("split", "data"),
+            "nothing of shards beside images",
+            f"split={self.split!r}, data.cache={self.data.cache!r}",
+            "leave it out",
+        )
         return self
 
 
@@ -148,8 +152,12 @@ class IndexConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "IndexConfig":
-        unused = [name for name in ("kind", "effort") if self.add and name in self.model_fields_set]
-        refuse_unless(not unused, "no kind or effort beside add=true", ", ".join(unused), "the index has its own")
+        refuse_unless(
+            not self.add or self.left("kind", "effort"),
+            "no kind or effort beside add=true",
+            f"kind={self.kind}, effort={self.effort}",
+            "leave them out: the index has its own",
+        )
         return self
 
 
@@ -193,14 +201,16 @@ class SearchConfig(Section):
             "raise it",
         )
         refuse_unless(
-            self.false_match_rate is not None or "of" not in self.model_fields_set,
+            self.false_match_rate is not None or self.left("of"),
             "false_match_rate beside of",
-            "none",
+            f"of={self.of} alone",
             "set it, or leave out of",
         )
-        unused = [name for name in ("shown", "root") if self.out is None and name in self.model_fields_set]
         refuse_unless(
-            not unused, "out= beside settings of its picture", ", ".join(unused), "name out, or leave them out"
+            self.out is not None or self.left("shown", "root"),
+            "out= beside settings of its picture",
+            f"shown={self.shown}, root={self.root}",
+            "name out, or leave them out",
         )
         return self
 
@@ -211,3 +221,34 @@ class PublishConfig(Section):
     checkpoint: str = Field(description="folder of a checkpoint in the folder of its run")
     model: Name = Field(description="name under which it is registered")
     tracking_uri: str | None = Field(None, description="MLflow of the run; default: where the training wrote")
+
+
+class ExportConfig(Section):
+    """A checkpoint as a folder that is used without gracl: the model as one file, preprocessing, card."""
+
+    checkpoint: str = Field(description="folder of a checkpoint (or its state.pt)")
+    out: str = Field(description="folder for the model, preprocess.py, README.md and export.json")
+    format: Literal["onnx", "torch_export"] = Field("onnx", description="exported.onnx or exported.pt2")
+    opset: int = Field(18, ge=18, le=25, description="version of ONNX's operators; for format=onnx alone")
+    tolerance: float = Field(
+        1e-4, gt=0, le=1e-2, description="largest difference of any number of a feature from PyTorch's that is let pass"
+    )
+    drawn: Positive = Field(16, description="pictures of random pixels to compare with PyTorch on")
+    pictures: str | None = Field(None, description="folder of real pictures to compare on, too")
+    real: Positive = Field(64, description="how many of them at most, the first by name")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ExportConfig":
+        refuse_unless(
+            self.format == "onnx" or self.opset == type(self).model_fields["opset"].default,
+            "format=onnx beside opset",
+            f"format={self.format}",
+            "leave out opset",
+        )
+        refuse_unless(
+            self.pictures is not None or self.real == type(self).model_fields["real"].default,
+            "pictures beside real",
+            "none",
+            "leave out real, or name a folder of pictures",
+        )
+        return self

@@ -1,186 +1,47 @@
-"""From the bytes of a picture file to its pixels: what the file claims is looked at before anything is made of it.
+"""From the bytes of a picture file to its pixels, fast: JPEG by simplejpeg, everything else as `preprocess.py` does it.
 
-Pictures come from anywhere. A header of a thousand bytes may claim four thousand million pixels, a progressive JPEG
-ten thousand passes over them, and a file named .jpg may be a PostScript program, which Pillow would hand to
-Ghostscript. So: one limit of pixels for all formats, one of passes, and only the formats that a raw folder may hold.
+What the file claims is looked at before anything is made of it, by the checks that stand there.
 """
 
-import io
-import re
-import struct
-from collections.abc import Iterator
+from contextlib import suppress
 
-import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from numpy import ndarray
-from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
-from gracl.errors import ImageError, expected
+from gracl.errors import ImageError
+from gracl.images.preprocess import JPEG, Refused, decoded, orientation_of_jpeg, refuse_large, refuse_passes, upright
 
-# As RGB a picture may take as much as a file may: 512 MiB. It is also where Pillow by itself refuses.
-MAX_FILE_BYTES = 2**29
-MAX_PIXELS = MAX_FILE_BYTES // 3
-# A PNG of one bit a pixel holds no more in a byte, and a claim of more is one that its bytes do not fill; only blank
-# pictures of other formats may, and as long as they are small it does no harm to let them.
-PIXELS_IN_A_BYTE, PIXELS_ANYWAY = 8 * 1032, 2**24
-# Progressive JPEGs have ten passes or so; each one more goes over all the pixels for a few bytes of the file.
-# They are counted where pixels times bytes say that there may be much to do: at 12 bytes a pass and the 2.3 ns a pixel
-# that were measured on two busy cores, less than this takes under seven seconds.
-MAX_SCANS, LITTLE_WORK = 100, 2**35
-# Pillow loads these two only when it tries all of its formats, among them some that start other programs.
-_LOADED = (TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format)
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", *_LOADED)
-
-_JPEG = b"\xff\xd8"
-_EXIF = b"Exif\0\0"
-_SCAN = b"\xff\xda"
-_APP1, _START_OF_SCAN, _END = 0xE1, 0xDA, 0xD9
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # not a stuffed byte, a restart or a filling
-_ORIENTATION, _SHORT = 0x0112, 3
-_ADDRESS = re.compile(r" <_io\.BytesIO object at 0x[0-9a-f]+>")
-
-Pixels = UInt8[ndarray, "height width 3"]
+_INKS = ("CMYK", "YCCK")
 
 
-def decode(image: bytes | memoryview) -> Pixels:
-    """Turns the bytes of a picture file into RGB.
+def decode(image: bytes | memoryview) -> UInt8[ndarray, "height width 3"]:
+    """Turns the bytes of a picture file into RGB, upright; see `preprocess.decoded`, to which it is equal.
 
-    JPEG goes through simplejpeg (three times as fast as Pillow, ray.md 1.3); what that refuses (CMYK, stray bytes) and
-    every other format through Pillow. Grey and palette become RGB, 16-bit grey keeps its high byte, and what is
-    transparent is laid over white. Of a file with several frames the first counts. A picture whose EXIF says that it
-    lies on its side is set upright.
+    JPEG goes through simplejpeg (three times as fast as Pillow, ray.md 1.3; both are libjpeg-turbo, and their pixels
+    were the same bit for bit wherever they were compared); CMYK, what simplejpeg refuses (stray bytes) and every other
+    format through Pillow.
 
     Raises:
         ImageError: the bytes are no picture, or only a part of one, or of a format that no raw folder has; more than
             `MAX_PIXELS` pixels, or than its bytes can fill, or `MAX_SCANS` passes over them, which is found out before
             memory is taken for them.
     """
-    buffer = memoryview(image).cast("B")  # simplejpeg refuses the signed chars of Arrow
-    if bytes(buffer[:2]) == _JPEG:
-        try:
-            return _decode_with_simplejpeg(buffer)
-        except ValueError:
-            return _decode_with_pillow(buffer)  # which has the last word, and raises when it cannot read it either
-    return _decode_with_pillow(buffer)
-
-
-def _decode_with_simplejpeg(buffer: memoryview) -> Pixels:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(buffer)
-    _refuse_large(buffer, width, height)
-    content = bytes(buffer)
-    _refuse_passes(content, width * height)
-    picture: ndarray = simplejpeg.decode_jpeg(buffer, "RGB")
-    return upright(picture, _orientation_of_jpeg(content))
-
-
-def _decode_with_pillow(buffer: memoryview) -> Pixels:
-    content = bytes(buffer)
+    content = bytes(memoryview(image).cast("B"))  # simplejpeg refuses the signed chars of Arrow
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            _refuse_large(buffer, *picture.size)
-            if picture.format in ("JPEG", "MPO"):
-                _refuse_passes(content, picture.width * picture.height)
-            pixels = np.asarray(_to_rgb(picture))
-            exif = picture.info.get("exif", b"")  # a TIFF is upright already, and a PNG may have it behind the pixels
-    except ImageError:
-        raise
-    except Exception as error:  # bytes that are no picture can fail in the decoders in any way
-        raise _unreadable(buffer, error) from error
-    return upright(pixels, orientation(exif))
+        if content[:2] == JPEG:
+            with suppress(ValueError):  # Pillow has the last word, and raises when it cannot read it either
+                return _by_simplejpeg(content)
+        return decoded(content)
+    except Refused as error:
+        raise ImageError(f"{error}, or ingest with on_bad_image=skip") from error.__cause__
 
 
-def _unreadable(buffer: memoryview, error: Exception) -> ImageError:
-    reason = _ADDRESS.sub("", str(error))  # the same file has the same reason in every run
-    return ImageError(
-        expected(
-            "the bytes of a whole picture",
-            f"{len(buffer)} bytes starting with {bytes(buffer[:8])!r} ({reason})",
-            "replace or remove the file, or ingest with on_bad_image=skip",
-        )
-    )
-
-
-def _refuse_large(buffer: memoryview, width: int, height: int) -> None:
-    most = min(MAX_PIXELS, max(PIXELS_ANYWAY, PIXELS_IN_A_BYTE * len(buffer)))
-    if not 0 < width * height <= most:
-        what = f"from 1 to {most} pixels"
-        raise ImageError(
-            expected(
-                what,
-                f"a header of {width} x {height} in {len(buffer)} bytes",
-                "make the picture smaller, or ingest with on_bad_image=skip",
-            )
-        )
-
-
-def _refuse_passes(content: bytes, pixels: int) -> None:
-    # The bytes that begin a pass may also stand in what is no pass (a thumbnail, a film behind the picture): count
-    # them first, because that is quick, and look closer only where there are many.
-    if pixels * len(content) < LITTLE_WORK or content.count(_SCAN) <= MAX_SCANS:
-        return
-    passes = sum(marker == _START_OF_SCAN for marker, _ in _segments(content))
-    if passes > MAX_SCANS:
-        what = f"a JPEG of at most {MAX_SCANS} passes"
-        raise ImageError(expected(what, passes, "save it anew, or ingest with on_bad_image=skip"))
-
-
-def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The marker and content of each segment of a JPEG to its end; what is encoded between them is passed over."""
-    place = len(_JPEG)
-    while found := _MARKER.search(content, place):
-        marker, place = found[1][0], found.end()
-        if marker == _END:
-            return
-        length = int.from_bytes(content[place : place + 2], "big")
-        yield marker, content[place + 2 : place + length]
-        place += max(length, 2)
-
-
-def _orientation_of_jpeg(content: bytes) -> int:
-    if content.find(_EXIF, 0, content.find(_SCAN)) < 0:  # it stands ahead of the pixels, and most pictures have none
-        return 1
-    for marker, segment in _segments(content):
-        if marker == _START_OF_SCAN:
-            return 1
-        if marker == _APP1 and segment.startswith(_EXIF):
-            return orientation(segment)
-    return 1
-
-
-def orientation(exif: bytes) -> int:
-    """How the pixels lie, from 1 (upright) to 8, as EXIF counts; 1 where the block says nothing that can be read."""
-    block = exif.removeprefix(_EXIF)
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if order is None or len(block) < 10:
-        return 1
-    (start,) = struct.unpack_from(f"{order}I", block, 4)
-    if start + 2 > len(block):
-        return 1
-    (entries,) = struct.unpack_from(f"{order}H", block, start)
-    for place in range(start + 2, min(start + 2 + 12 * entries, len(block) - 11), 12):
-        tag, kind, _, value = struct.unpack_from(f"{order}HHIH", block, place)
-        if tag == _ORIENTATION:
-            return value if kind == _SHORT and 1 <= value <= 8 else 1
-    return 1
-
-
-def upright(pixels: Pixels, lies: int) -> UInt8[ndarray, "rows columns 3"]:
-    """Pixels that lie as EXIF's orientation says (1 to 8), set upright."""
-    if lies == 1:
-        return pixels
-    if lies >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    rows, columns = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[lies]
-    return np.ascontiguousarray(pixels[::rows, ::columns])
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F":
-        raise ValueError("a picture of floats has no known white")
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
-        return Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        solid = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("RGB")
-    return picture.convert("RGB")
+def _by_simplejpeg(content: bytes) -> UInt8[ndarray, "height width 3"]:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+    if colours in _INKS:
+        raise ValueError("Pillow makes RGB of inks by another rule, up to two levels away")
+    refuse_large(content, width, height)
+    refuse_passes(content, width * height)
+    picture: ndarray = simplejpeg.decode_jpeg(content, "RGB")
+    return upright(picture, orientation_of_jpeg(content))

@@ -12,11 +12,11 @@ from numpy import ndarray
 
 from gracl.errors import ImageError, LayoutError, expected
 from gracl.images import storage
-from gracl.images.decoding import MAX_FILE_BYTES
 from gracl.images.layouts.files import inside, is_image, is_utf8, list_files, shown, spelt
 from gracl.images.layouts.table import NOTHING, open_words, word_of
 from gracl.images.loading import Encoded
 from gracl.images.manifests import manifest_uri
+from gracl.images.preprocess import MAX_FILE_BYTES
 from gracl.images.shards import ShardStore
 
 LISTING_SCHEMA = pa.schema([("path", pa.string()), ("camera", pa.string()), ("track", pa.string())])

@@ -9,10 +9,10 @@ import math
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
-from PIL import Image
 
 from gracl.errors import expected
 from gracl.images.decoding import decode
+from gracl.images.preprocess import fitted
 from gracl.types import IMAGENET_MEAN
 
 MEAN_COLOUR = np.array([round(255 * share) for share in IMAGENET_MEAN], np.uint8)
@@ -27,12 +27,10 @@ def eval_view(
 ) -> UInt8[ndarray, "height width 3"]:
     """The picture as it is, at the network's size (bicubic; untouched when it has that size already).
 
-    `dice` is there so that this is a `View` like `train_view`; nothing is drawn from it.
+    `dice` is there so that this is a `View` like `train_view`; nothing is drawn from it. `preprocess.preprocess` is the
+    same for whoever has an exported model and no gracl.
     """
-    picture = decode(image)
-    if picture.shape[:2] == (height, width):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+    return fitted(decode(image), height=height, width=width)
 
 
 def train_view(

@@ -18,10 +18,11 @@ from PIL import Image, UnidentifiedImageError
 
 from gracl.errors import ShardError, expected
 from gracl.images import storage
-from gracl.images.decoding import MAX_FILE_BYTES, decode
+from gracl.images.decoding import decode
 from gracl.images.layouts import Listing, RawImage
 from gracl.images.layouts.files import is_utf8, spelt
 from gracl.images.manifests import SCHEMA_VERSION, BadImage, Manifest, ShardEntry
+from gracl.images.preprocess import MAX_FILE_BYTES
 from gracl.images.shards import SCHEMA
 from gracl.types import UNKNOWN
 

@@ -175,7 +175,7 @@ def _listing(queries: str) -> Listing:
 
 def _from_table(config: SearchConfig, queries: str, found: StoredIndex) -> Asked:
     known = ("flip", "batch", "device", *(() if config.false_match_rate else ("checkpoint",)))  # it has the calibration
-    unused = [name for name in known if name in config.model_fields_set]
+    unused = [name for name in known if not config.left(name)]
     if unused:
         raise ConfigError(
             expected("no settings of a model beside queries that are described", ", ".join(unused), "leave them out")

@@ -14,10 +14,11 @@ from PIL import Image, ImageOps
 
 import gracl
 from gracl.errors import ImageError
-from gracl.images import decoding, storage
+from gracl.images import preprocess, storage
 from gracl.images.batches import MappedBatches
-from gracl.images.decoding import decode, orientation, upright
+from gracl.images.decoding import decode
 from gracl.images.ingesting import ingest_here
+from gracl.images.preprocess import orientation, upright
 from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view
 from gracl.learning.encoder import build_encoder
@@ -107,24 +108,24 @@ def test_no_memory_is_taken_for_a_claim(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", CLAIMS)
 def test_a_claim_that_its_bytes_cannot_fill_is_refused(kind: str) -> None:
-    words = f"from 1 to {decoding.PIXELS_ANYWAY} pixels.*13000 x 13000"
+    words = f"from 1 to {preprocess.PIXELS_ANYWAY} pixels.*13000 x 13000"
     with pytest.raises(ImageError, match="could not create decoder" if kind == "webp" else words):
         decode(CLAIMS[kind](13_000, 13_000))
 
 
 def test_a_large_blank_picture_is_whole() -> None:
     blank = encoded(Image.new("1", (8000, 8000), 1), "PNG")
-    assert decoding.PIXELS_ANYWAY < 8000 * 8000
+    assert preprocess.PIXELS_ANYWAY < 8000 * 8000
     assert decode(blank).shape == (8000, 8000, 3)
     small = encoded(Image.new("RGB", (2000, 2000), "red"), "WEBP", lossless=True)
-    assert decoding.PIXELS_IN_A_BYTE * len(small) < 2000 * 2000
+    assert preprocess.PIXELS_IN_A_BYTE * len(small) < 2000 * 2000
     assert decode(small).shape == (2000, 2000, 3)
 
 
 def test_a_jpeg_of_too_many_passes_is_refused_and_one_of_many_is_not() -> None:
     content = encoded(Image.new("L", (3000, 3000), 128), "JPEG", progressive=True)
     last = content[content.rindex(b"\xff\xda") : -2]
-    assert 9_000_000 * len(content) > decoding.LITTLE_WORK
+    assert 9_000_000 * len(content) > preprocess.LITTLE_WORK
     with pytest.raises(ImageError, match="at most 100 passes; came 2"):
         decode(content[:-2] + 200 * last + b"\xff\xd9")
     assert decode(content[:-2] + 20 * last + b"\xff\xd9").shape == (3000, 3000, 3)
@@ -262,11 +263,11 @@ def test_a_file_too_large_is_listed_unread(tmp_path: Path, monkeypatch: pytest.M
     raw.mkdir()
     (raw / "a.jpg").write_bytes(picture(1))
     with (raw / "large.jpg").open("wb") as file:
-        file.truncate(decoding.MAX_FILE_BYTES + 1)  # takes no room on the disk
+        file.truncate(preprocess.MAX_FILE_BYTES + 1)  # takes no room on the disk
     manifest = ingest_here(str(raw), str(tmp_path / "out"), "unlabelled", on_bad_image="skip")["train"]
     (bad,) = manifest.bad_images
     assert bad.path == "large.jpg"
-    assert f"{decoding.MAX_FILE_BYTES + 1} bytes, more than {decoding.MAX_FILE_BYTES}" in bad.reason
+    assert f"{preprocess.MAX_FILE_BYTES + 1} bytes, more than {preprocess.MAX_FILE_BYTES}" in bad.reason
 
 
 def test_embed_names_what_it_cannot_read_and_does_not_wait(tmp_path: Path) -> None:

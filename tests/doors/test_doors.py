@@ -18,12 +18,13 @@ from gracl.config import IngestConfig, SynthesizeConfig, TrainConfig
 from gracl.experiments import CompareConfig
 from gracl.images.shards import ShardStore
 from gracl.runtime.grid import grid
-from gracl.uses import EvaluateConfig, ExtractConfig
+from gracl.uses import EvaluateConfig, ExportConfig, ExtractConfig
 
 ROOT = Path(__file__).parents[2]
 DOORS = {
     "compare": CompareConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
     "extract": ExtractConfig,
     "ingest": IngestConfig,
     "synthesize": SynthesizeConfig,
@@ -33,6 +34,7 @@ DOORS = {
 NEEDED = {
     "compare": ["presets.plain=[]", "data.world=data.root=d", "out=o"],
     "evaluate": ["checkpoint=c", "data.root=d"],
+    "export": ["checkpoint=c", "out=o"],
     "extract": ["checkpoint=c", "data.root=d", "out=o"],
     "ingest": ["raw=r", "out=o", "layout=market1501"],
     "synthesize": ["out=o"],
@@ -45,6 +47,9 @@ REFUSED = {
     ("evaluate", "bach=2"): "bach: no such setting; did you mean batch?",
     ("evaluate", "scale.workers=0"): "scale.workers: Input should be greater than or equal to 1; came 0",
     ("evaluate", "nowhere.yaml"): "nowhere.yaml, which is not there",
+    ("export", "opst=19"): "opst: no such setting; did you mean opset?",
+    ("export", "format=coreml"): "format: Input should be 'onnx' or 'torch_export'; came 'coreml'",
+    ("export", "nowhere.yaml"): "nowhere.yaml, which is not there",
     ("extract", "splitt=query"): "splitt: no such setting; did you mean split?",
     ("extract", "precision=float8"): "precision: Input should be 'auto', 'float32' or 'bfloat16'; came 'float8'",
     ("extract", "nowhere.yaml"): "nowhere.yaml, which is not there",
@@ -144,6 +149,7 @@ def test_a_wrong_argument_is_one_message_and_exit_code_2(answers, door, wrong):
     ("door", "kind", "message"),
     [
         ("evaluate", "ConfigError", "a split named 'query' in"),
+        ("export", "CheckpointError", "no such file"),
         ("extract", "ConfigError", "a split named 'gallery' in"),
         ("ingest", "LayoutError", "nowhere"),
         ("train", "ConfigError", "a split named 'train' in"),

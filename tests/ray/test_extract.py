@@ -136,7 +136,7 @@ def test_a_picture_has_one_row_though_its_actors_are_killed(ray_cluster, picture
     [
         ({}, "one of data.root and images; came data.root='' and images=None"),
         ({"images": "a", "data.root": "b"}, "one of data.root and images"),
-        ({"images": "a", "split": "query"}, "nothing of shards beside images; came split"),
+        ({"images": "a", "split": "query"}, "nothing of shards beside images; came split='query'"),
     ],
 )
 def test_what_is_to_be_described_is_said_once(asked, words):

@@ -230,7 +230,7 @@ def test_more_pictures_can_be_added(place, tmp_path):
         ({"rerank": 5, "k": 6}, "rerank of at least k=6; came 5"),
         ({"reranking.k1": 5}, "rerank=N beside settings of it"),
         ({"of": "pair"}, "false_match_rate beside of"),
-        ({"shown": 5}, "out= beside settings of its picture; came shown"),
+        ({"shown": 5}, "out= beside settings of its picture; came shown=5"),
     ],
 )
 def test_settings_that_say_nothing_are_refused(asked, words, place):
@@ -245,5 +245,5 @@ def test_what_is_no_table_or_index_is_refused(place, tmp_path):
         run(place, index=tmp_path)
     with pytest.raises(ConfigError, match="a folder of this machine for an index; came s3://"):
         run_index(embeddings=place / "features", out="s3://bucket/index")
-    with pytest.raises(ConfigError, match="no kind or effort beside add=true; came kind"):
+    with pytest.raises(ConfigError, match="no kind or effort beside add=true; came kind=flat"):
         run_index(embeddings=place / "features", out=tmp_path, add=True, kind="flat")

@@ -18,29 +18,37 @@ from gracl.config import IngestConfig, SynthesizeConfig, TrainConfig
 from gracl.experiments import CompareConfig
 from gracl.images.shards import ShardStore
 from gracl.runtime.grid import grid
-from gracl.uses import EvaluateConfig, ExportConfig, ExtractConfig
+from gracl.uses import CalibrateConfig, EvaluateConfig, ExportConfig, ExtractConfig, IndexConfig, SearchConfig
 
 ROOT = Path(__file__).parents[2]
 DOORS = {
+    "calibrate": CalibrateConfig,
     "compare": CompareConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "extract": ExtractConfig,
+    "index": IndexConfig,
     "ingest": IngestConfig,
+    "search": SearchConfig,
     "synthesize": SynthesizeConfig,
     "train": TrainConfig,
 }
 # What a door cannot do without; the values need not exist for --print.
 NEEDED = {
+    "calibrate": ["checkpoint=c", "data.root=d"],
     "compare": ["presets.plain=[]", "data.world=data.root=d", "out=o"],
     "evaluate": ["checkpoint=c", "data.root=d"],
     "export": ["checkpoint=c", "out=o"],
     "extract": ["checkpoint=c", "data.root=d", "out=o"],
+    "index": ["embeddings=e", "out=o"],
     "ingest": ["raw=r", "out=o", "layout=market1501"],
+    "search": ["index=i", "queries=q"],
     "synthesize": ["out=o"],
     "train": ["data.root=d"],
 }
 REFUSED = {
+    ("calibrate", "data.splt=train"): "data.splt: no such setting; did you mean data.split?",
+    ("calibrate", "batch=0"): "batch: Input should be greater than or equal to 1; came 0",
     ("compare", "seed=[1]"): "seed: no such setting; did you mean seeds?",
     ("compare", "baseline=other"): "expected a baseline of the arms plain; came 'other'",
     ("compare", "nowhere.yaml"): "nowhere.yaml, which is not there",
@@ -53,6 +61,10 @@ REFUSED = {
     ("extract", "splitt=query"): "splitt: no such setting; did you mean split?",
     ("extract", "precision=float8"): "precision: Input should be 'auto', 'float32' or 'bfloat16'; came 'float8'",
     ("extract", "nowhere.yaml"): "nowhere.yaml, which is not there",
+    ("index", "kid=flat"): "kid: no such setting; did you mean kind?",
+    ("index", "kind=lsh"): "kind: Input should be 'auto', 'flat', 'hnsw' or 'ivf_pq'; came 'lsh'",
+    ("search", "camera=[a]"): "camera: no such setting; did you mean cameras?",
+    ("search", "false_match_rate=1"): "false_match_rate: Input should be less than 1; came 1",
     ("ingest", "on_bad_imag=skip"): "on_bad_imag: no such setting; did you mean on_bad_image?",
     ("ingest", "shard_mb=0"): "shard_mb: Input should be greater than or equal to 1; came 0",
     ("ingest", "nowhere.yaml"): "nowhere.yaml, which is not there",

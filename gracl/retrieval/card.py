@@ -4,23 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 FIGURES = ("val/mAP", "val/mINP", "val/rank1", "val/rank5", "val/rank10", "val/rank20")
-CARD = """\
-# {name}
-
-An encoder made by gracl: a picture of one object in, a feature of length 1 out; two pictures of the same object have a
-high inner product.
-
-## Figures
-
-{figures}
-
-## How it was made
-
-Trained without labels (pseudo labels by clustering, contrast with proxies of the clusters) for {epochs} epochs, on the
-train split of digest `{train}`.{begun}{cameras} All settings of the recipe:
-
-{settings}
-
+SAID = """\
 ## What it is for, and what not
 
 To find pictures of the same object again among pictures like those that it was trained on. A similarity is not a proof
@@ -41,6 +25,25 @@ More, with the laws by name, is in `docs/responsible_use.md` of gracl. It is not
 - Learnt from clusters: what the training took for one object may be several, and its faults are those of the clusters.
 - Fairness over groups of people was not measured.
 - Figures are of the last epoch; those of the best epoch would be chosen on the data that they are reported on.
+"""
+CARD = """\
+# {name}
+
+An encoder made by gracl: a picture of one object in, a feature of length 1 out; two pictures of the same object have a
+high inner product.
+
+## Figures
+
+{figures}
+
+## How it was made
+
+Trained without labels (pseudo labels by clustering, contrast with proxies of the clusters) for {epochs} epochs, on the
+train split of digest `{train}`.{begun}{cameras} All settings of the recipe:
+
+{settings}
+
+{said}
 """
 
 USE = {
@@ -113,7 +116,14 @@ def model_card(name: str, recipe: Mapping[str, object], history: Sequence[Mappin
         begun=begun if start else "",
         train=recipe.get("data.train_digest", "unknown"),
         cameras=f" Camera ids of that split were read by: {', '.join(used)}." if used else " No camera ids were read.",
+        said=SAID.rstrip(),
         settings="\n".join(
             ["| setting | value |", "| --- | --- |", *(f"| {key} | {recipe[key]} |" for key in sorted(recipe))]
         ),
     )
+
+
+def card_sections() -> dict[str, str]:
+    """What every card says, whatever the model: title and text of its sections, in paragraphs and lists."""
+    sections = SAID.removeprefix("## ").split("\n## ")
+    return {title: text.strip() for title, _, text in (section.partition("\n") for section in sections)}

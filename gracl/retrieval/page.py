@@ -11,7 +11,7 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom:
 img { max-width: 100%; height: auto; } table { border-collapse: collapse; font-size: 13px; }
 td, th { padding: 2px 10px; text-align: right; border-bottom: 1px solid #eee; }
 td:first-child, th:first-child { text-align: left; }
-figure { margin: 1em 0; overflow-x: auto; } p.note { color: #555; max-width: 50em; } nav a { margin-right: 1em; }
+figure { margin: 1em 0; overflow-x: auto; } .note { color: #555; max-width: 50em; } nav a { margin-right: 1em; }
 """
 
 
@@ -19,7 +19,8 @@ figure { margin: 1em 0; overflow-x: auto; } p.note { color: #555; max-width: 50e
 class Part:
     """A section of the page: words, tables (rows of cells, the first the heads), then pictures (PNG) with captions.
 
-    `folded` tables are shown on a click.
+    Paragraphs of the words stand apart by an empty line; one whose lines begin with "- " is a list. `folded` tables are
+    shown on a click.
     """
 
     title: str
@@ -42,8 +43,7 @@ def page(title: str, parts: Sequence[Part]) -> str:
 
 def _part(number: int, part: Part) -> str:
     lines = [f'<h2 id="{number}">{html.escape(part.title)}</h2>']
-    if part.words:
-        lines.append(f'<p class="note">{html.escape(part.words)}</p>')
+    lines += [_words(block) for block in part.words.split("\n\n") if block]
     tables = [_table(rows) for rows in part.tables]
     lines += [f"<details><summary>as a table</summary>{table}</details>" for table in tables] if part.folded else tables
     for caption, picture in part.pictures.items():
@@ -53,6 +53,14 @@ def _part(number: int, part: Part) -> str:
             f'<figure><figcaption>{words}</figcaption><img alt="{words}" src="data:image/png;base64,{data}"></figure>'
         )
     return "\n".join(lines)
+
+
+def _words(block: str) -> str:
+    """A paragraph, or a list."""
+    if not block.startswith("- "):
+        return f'<p class="note">{html.escape(block)}</p>'
+    points = "".join(f"<li>{html.escape(point)}</li>" for point in block.removeprefix("- ").split("\n- "))
+    return f'<ul class="note">{points}</ul>'
 
 
 def _table(rows: Sequence[Sequence[object]]) -> str:

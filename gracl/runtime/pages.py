@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from gracl.images.decoding import decode
 from gracl.images.shards import ShardStore
+from gracl.retrieval.card import card_sections
 from gracl.retrieval.page import Part
 from gracl.retrieval.review_charts import TERMS, confusion_chart, curves_chart, map_chart, similarity_chart
 from gracl.retrieval.sheet import CLUSTER_LEGEND, NOISE_LEGEND, Legend, SheetRow, draw_sheet
@@ -79,6 +80,7 @@ def parts(
         words = "Identities of the train split, which no training has read."
         picture = confusion_chart(labels, seen.objects)
         sections.append(Part("Clusters and identities", words, pictures={"objects and clusters": picture}))
+    sections += [Part(title, words) for title, words in card_sections().items()]
     settings: list[list[object]] = [
         ["setting", "value"],
         *([name, value] for name, value in sorted(recipe.items())),

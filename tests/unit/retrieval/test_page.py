@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from gracl.relations.proxies import mine_proxies
+from gracl.retrieval.card import card_sections, model_card
 from gracl.retrieval.page import Part, page
 from gracl.retrieval.review_charts import confusion_chart, curves_chart, map_chart, similarity_chart
 from tests.clustered import case
@@ -39,7 +40,7 @@ def test_the_page_holds_everything_and_fetches_nothing():
     picture = similarity_chart(np.linspace(0, 1, 50, dtype=np.float32), np.zeros(50, np.float32))
     parts = [
         Part("First", "words", tables=[[["figure", "value"], ["a<b", 1], ["c", "x&y"]]], pictures={"a": picture}),
-        Part("Second", tables=[[["k"], ["v"]]], folded=True),
+        Part("Second", "one <p>\n\n- first\n  goes on\n- second", tables=[[["k"], ["v"]]], folded=True),
     ]
     text = page("a <title>", parts)
     reader = Balanced()
@@ -53,6 +54,16 @@ def test_the_page_holds_everything_and_fetches_nothing():
     assert not re.search(r"https?://|<script|url\(", text)
     assert [attrs["href"] for tag, attrs in reader.seen if tag == "a"] == ["#0", "#1"]
     assert text.count("<details>") == 1
+    assert '<p class="note">one &lt;p&gt;</p>\n<ul class="note"><li>first\n  goes on</li><li>second</li></ul>' in text
+
+
+def test_what_every_card_says_is_in_sections():
+    said = card_sections()
+    assert list(said) == ["What it is for, and what not", "Limits"]
+    card = model_card("a", {}, [])
+    for title, text in said.items():
+        assert f"## {title}\n\n{text}" in card
+    assert "biometric" in said["What it is for, and what not"]
 
 
 def test_curves_leave_out_what_no_epoch_has():

@@ -5,9 +5,7 @@ is there, and only beside the checkpoint of the epoch that it goes on from.
 """
 
 import logging
-import os
 import re
-import tempfile
 from typing import Any
 
 from ray.train import UserCallback
@@ -16,6 +14,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from gracl.images import storage
 from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe, save_state
 from gracl.runtime.checkpoints import load_any_state
+from gracl.runtime.scratch import scratch
 
 NAME = re.compile(r"epoch-(\d{4,})-step-(\d{6,})")
 LOG = logging.getLogger("gracl.midway")
@@ -30,7 +29,7 @@ def keep_midway(folder: str, rank: int, state: TrainState) -> None:
     if storage.is_local(folder):
         save_state(state, storage.local_path(place))
     else:
-        with tempfile.TemporaryDirectory(prefix="gracl-", dir=os.environ.get("GRACL_TMP")) as near:
+        with scratch() as near:
             storage.write_bytes(storage.join(place, STATE_FILE), save_state(state, near).read_bytes())
     clear_midways(folder, keep=name)
 

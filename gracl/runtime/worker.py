@@ -1,13 +1,9 @@
 """One rank: builds model and loss, and wires the epoch of `learning/fit.py` to stream, actor and checkpoints."""
 
-import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -39,6 +35,7 @@ from gracl.runtime.nodes import NodeMonitor
 from gracl.runtime.ranks import TorchRanks
 from gracl.runtime.relation_actor import RayRelator
 from gracl.runtime.runs import epoch_folder
+from gracl.runtime.scratch import scratch
 from gracl.runtime.stream import STREAM, StreamBatches, open_store
 from gracl.runtime.tracking import STEP_LOSSES, SYSTEM
 from gracl.runtime.waiting import BOARD_S, OBJECT_S, answer_of
@@ -248,12 +245,9 @@ def report_epoch(
     if rank:
         ray.train.report({SYSTEM: system()}, checkpoint_dir_name=name)
         return
-    folder = Path(tempfile.mkdtemp(prefix="gracl-", dir=os.environ.get("GRACL_TMP")))
-    try:
+    with scratch() as folder:
         save_state(state, folder)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         news = {**report.metrics(), STEP_LOSSES: list(report.step_losses), SYSTEM: system()}
         ray.train.report(news, checkpoint=checkpoint, checkpoint_dir_name=name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     board.close_epoch.remote(report.metrics())

@@ -1,11 +1,12 @@
-"""What the doors may ask for that use a checkpoint: extract, evaluate, review, publish. As `config.py`."""
+"""What the doors may ask for that use a checkpoint or its embeddings: extract, group, evaluate,
+review, publish. As `config.py`."""
 
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from gracl.config import Name, refuse_unless
-from gracl.sections import Crew, Expansion, Judged, Packed, Positive, Reranking, Reviewed, Section
+from gracl.sections import Count, Crew, Expansion, Grouping, Judged, Packed, Positive, Reranking, Reviewed, Section
 
 
 class ModelConfig(Section):
@@ -43,6 +44,28 @@ class ExtractConfig(ModelConfig):
         unused = [name for name in ("split", "data") if name in self.model_fields_set] if self.images else []
         refuse_unless(not unused, "nothing of shards beside images", ", ".join(unused), "leave it out")
         return self
+
+
+class GroupConfig(Section):
+    """An embedding table into groups: which images are of one object."""
+
+    table: str = Field(description="folder of an embedding table made by pipelines/extract.py")
+    out: str = Field(description="folder for groups.parquet, groups.json and groups.html")
+    tracks: Literal["use", "ignore"] = Field(
+        "use", description="use: images of one track stay together, where the table knows tracks"
+    )
+    relations: Grouping = Field(
+        Grouping(), description="what is not given is as in the training of the checkpoint, see checkpoint"
+    )
+    checkpoint: str | None = Field(
+        None,
+        description="whose relations hold where none are given; default: that of the table, where it can still be "
+        "read; '': none, so the defaults hold",
+    )
+    groups: Positive = Field(8, description="groups of each kind on the page: largest, least sure, surest")
+    threads: Count = Field(0, description="CPU threads; 0: as many as torch takes")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where neighbours are looked for")
+    cache: str | None = Field(None, description="node-local folder for shards of a remote root; default: user cache")
 
 
 class EvaluateConfig(ModelConfig):

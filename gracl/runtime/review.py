@@ -14,18 +14,16 @@ import ray
 from jaxtyping import Float32
 from mlflow import MlflowClient
 from numpy import ndarray
-from pydantic import ValidationError
 
-from gracl.errors import CheckpointError, expected
 from gracl.images import storage
 from gracl.images.shards import ShardStore
-from gracl.learning.checkpoint import STATE_FILE, TrainState
+from gracl.learning.checkpoint import STATE_FILE
 from gracl.relations.relate import relate
 from gracl.retrieval.agreement import agreement
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.page import page
 from gracl.retrieval.ranking import rank
-from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.checkpoints import load_run_state, relations_of
 from gracl.runtime.describe import check, demand, describe_split, near
 from gracl.runtime.pages import Seen, judged_lines, parts
 from gracl.runtime.runs import Origin, origin
@@ -87,23 +85,6 @@ def review(config: ReviewConfig) -> dict[str, Any]:
         "mlflow_run_id": _keep(place, text),
         "seconds": round(time.perf_counter() - started, 2),
     }
-
-
-def relations_of(state: TrainState) -> Relations:
-    """The relations of the run that a checkpoint is of.
-
-    Raises:
-        CheckpointError: settings that this version does not know.
-    """
-    known = {
-        name.removeprefix("relations."): value for name, value in state.recipe.items() if name.startswith("relations.")
-    }
-    try:
-        return Relations.model_validate(known)
-    except ValidationError as error:
-        raise CheckpointError(
-            expected("a checkpoint whose relations this version knows", str(error), "train with this version")
-        ) from None
 
 
 def _demand(config: ReviewConfig) -> Demand:

@@ -1,13 +1,11 @@
-"""How sure an image is of its group: what it has in common with its own, less what it has with the best of the others.
+"""How sure an image is of its group: how much of its neighbours it shares with the others of the group, on average.
 
-With s(i, j) = 1 - Jaccard distance, and the n_g images of group g:
+    confidence(i) = mean of 1 - d(i, j) over the other images j of the group of i
 
-    own(i)   = mean of s(i, j) over the other images j of the group of i
-    other(i) = the largest mean of s(i, j) over the images j of another group, 0 where there is none
-    confidence(i) = max(0, own(i) - other(i)), 0 in no group and in a group of one
-
-Where distances are a = 1 - own and b = 1 - other this is b - a: the silhouette without its division, so that an image
-that is far from everybody, and only a little farther from the others, is not sure.
+d is the Jaccard distance that the groups were made by. 0 in no group, and in a group of one, for whom nobody speaks.
+An image that came in over a chain of neighbours has little in common with most of its group, and so have all images of
+a group that holds two objects. What else was tried is in docs/use.md: less the same mean to the next best group, the
+silhouette, the share of the nearest images that are of the group.
 """
 
 import typing
@@ -65,28 +63,17 @@ def confidences(
 def _sure(starts, ids, values, heads, holders, weights, labels, counts, sizes, start, stop, sure):
     """Confidences of rows start..stop-1."""
     shared, met = np.zeros(labels.size, np.float64), np.empty(labels.size, np.int64)
-    near, reached = np.zeros(sizes.size, np.float64), np.empty(sizes.size, np.int64)
     grouped = labels >= 0
     for row in range(start, stop):
         own = labels[row]
         if own < 0:
             continue
-        count, groups = meet(starts, ids, values, heads, holders, weights, grouped, row, shared, met), 0
-        for c in range(count):
-            m, group = shared[met[c]], labels[met[c]]
+        inside = counts[row] - 1.0
+        for c in range(meet(starts, ids, values, heads, holders, weights, grouped, row, shared, met)):
+            m = shared[met[c]]
             shared[met[c]] = 0.0
-            if near[group] == 0.0:
-                reached[groups] = group
-                groups += 1
-            # Weights sum to 1 but for rounding, which must not make two rows more than equal.
-            near[group] += counts[met[c]] * min(1.0, m / (2.0 - m))
-        inside, other = counts[row] - 1.0, 0.0
-        for c in range(groups):
-            group = reached[c]
-            if group == own:
-                inside += near[group]
-            else:
-                other = max(other, near[group] / sizes[group])
-            near[group] = 0.0
+            if labels[met[c]] == own:
+                # Weights sum to 1 but for rounding, which must not make two rows more than equal.
+                inside += counts[met[c]] * min(1.0, m / (2.0 - m))
         if sizes[own] > 1:
-            sure[row] = max(0.0, inside / (sizes[own] - 1) - other)
+            sure[row] = inside / (sizes[own] - 1)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
 from gracl.retrieval.charts import INK, MEAN, png
@@ -98,10 +99,10 @@ def sizes_chart(sizes: Int64[ndarray, "groups"]) -> bytes:
     largest = int(sizes.max())
     far = largest > 4 * _BARS
     edges = np.unique(np.geomspace(1, largest + 1, _BARS + 1).round()) if far else np.arange(1, largest + 2)
-    panel.hist(sizes, edges - 0.5, color=MEAN, edgecolor="white", linewidth=0.5)
+    panel.hist(sizes, (edges - 0.5).tolist(), color=MEAN, edgecolor="white", linewidth=0.5)
     if far:
         panel.set_xscale("log")
     panel.set_xlabel("images of a group", fontsize=8, color=INK)
     panel.set_ylabel("groups", fontsize=8, color=INK)
-    panel.yaxis.get_major_locator().set_params(integer=True)
+    panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     return png(figure)

@@ -46,11 +46,12 @@ def parts(
         shown = groups_to_show(labels, groups.confidence, groups.centres, cameras, each=each)
         sections.append(Part("Sizes", pictures=chart, tables=[_table(rows, groups, sizes)], folded=True))
         sheets = {
-            f"{kind}": _sheet(_group_rows(some, rows, groups, album), GROUP_LEGEND) for kind, some in shown.items()
+            kind: _sheet([_group_row(one, rows, groups, album) for one in some], GROUP_LEGEND)
+            for kind, some in shown.items()
         }
         words = (
-            "First the image that stands for the group, the most similar to the group's mean; then others, from the least "
-            "sure to the surest: under each its confidence, 0 to 1, and its camera."
+            "First the image that stands for the group, the most similar to the group's mean; then others, from the "
+            "least sure to the surest: under each its confidence, 0 to 1, and its camera."
         )
         sections.append(Part("Groups", words, pictures=sheets))
     alone = np.sort(rng(0, "alone").permutation(np.flatnonzero(labels == NOISE))[:each])
@@ -74,10 +75,6 @@ def _table(rows: Rows, groups: Groups, sizes: ndarray) -> list[list[object]]:
         for number in range(min(len(sizes), _LISTED))
     ]
     return [heads, *lines] + ([["...", f"{len(sizes) - _LISTED} more", ""]] if len(sizes) > _LISTED else [])
-
-
-def _group_rows(shown: Sequence[ShownGroup], rows: Rows, groups: Groups, album: Album) -> list[SheetRow]:
-    return [_group_row(one, rows, groups, album) for one in shown]
 
 
 def _group_row(one: ShownGroup, rows: Rows, groups: Groups, album: Album) -> SheetRow:
@@ -118,7 +115,9 @@ def _pictures(images: Sequence[int], rows: Rows, album: Album) -> list[ndarray]:
 
 
 def _camera(rows: Rows, image: int) -> str:
+    """As the table has it, a bare number with a c before it; nothing where it is unknown."""
     name = rows.cameras[image].as_py() or ""
+    name = f"c{name}" if name.isdecimal() else name
     return f"{name[: _LETTERS - 2]}.." if len(name) > _LETTERS else name
 
 

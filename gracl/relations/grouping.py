@@ -55,7 +55,7 @@ def group(
     features: Feature[ndarray, "images dim"],
     *,
     cameras: Int64[ndarray, "images"] | None = None,
-    tracks: Int64[ndarray, "images"] | None = None,
+    tracks: Int64[ndarray, "_"] | None = None,
     centre: Centre = "none",
     centre_k: int = 150,
     k1: int = 30,

@@ -37,7 +37,7 @@ class Rows:
 
 def rows_of(
     features: Feature[ndarray, "images dim"],
-    tracks: Int64[ndarray, "images"],
+    tracks: Int64[ndarray, "_"],
     cameras: Int64[ndarray, "images"] | None = None,
     *,
     block_rows: int = 4096,

@@ -6,8 +6,8 @@ who repeats the command writes all three anew. The same table and settings give 
 
 import io
 import json
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -32,7 +32,7 @@ from gracl.retrieval.page import page
 from gracl.runtime.album import Album
 from gracl.runtime.checkpoints import load_any_state, load_model, relations_of
 from gracl.runtime.group_page import parts
-from gracl.runtime.terminal import Meter, say
+from gracl.runtime.terminal import SECONDS_BETWEEN_LINES, say
 from gracl.sections import Grouping
 from gracl.types import NOISE, UNKNOWN
 from gracl.uses import GroupConfig
@@ -83,7 +83,6 @@ def _grouped(config: GroupConfig, out: str) -> dict[str, Any]:
                 "set relations.centre=none and relations.camera_aware=false, or extract from a list with camera_id",
             )
         )
-    meter = Meter(sys.stderr)
     found = grouping.group(
         rows.features,
         cameras=known.cameras,
@@ -91,9 +90,8 @@ def _grouped(config: GroupConfig, out: str) -> dict[str, Any]:
         **relations.options(),
         threads=config.threads,
         device=config.device,
-        progress=lambda phase, done, total: meter.show("", phase, done, total),
+        progress=_teller(),
     )
-    meter.clear()
     summary = _summary(table, rows, found, known, relations, origin)
     if not summary["groups"]:
         say("note: every image is in no group; raise relations.eps or lower relations.min_samples")
@@ -106,6 +104,19 @@ def _grouped(config: GroupConfig, out: str) -> dict[str, Any]:
         **{name: summary[name] for name in ("images", "groups", "in_no_group")},
         "seconds": round(time.perf_counter() - started, 2),
     }
+
+
+def _teller() -> Callable[[str, int, int], None]:
+    """A line at the end of each phase, and every few seconds within one."""
+    said = time.monotonic()
+
+    def tell(phase: str, done: int, rows: int) -> None:
+        nonlocal said
+        if done == rows or time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            say(f"{phase}: {done:,} of {rows:,}")
+
+    return tell
 
 
 def _relations(config: GroupConfig, table: EmbeddingTable) -> tuple[Grouping, str]:

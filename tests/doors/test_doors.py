@@ -18,13 +18,14 @@ from gracl.config import IngestConfig, SynthesizeConfig, TrainConfig
 from gracl.experiments import CompareConfig
 from gracl.images.shards import ShardStore
 from gracl.runtime.grid import grid
-from gracl.uses import EvaluateConfig, ExtractConfig
+from gracl.uses import EvaluateConfig, ExtractConfig, GroupConfig
 
 ROOT = Path(__file__).parents[2]
 DOORS = {
     "compare": CompareConfig,
     "evaluate": EvaluateConfig,
     "extract": ExtractConfig,
+    "group": GroupConfig,
     "ingest": IngestConfig,
     "synthesize": SynthesizeConfig,
     "train": TrainConfig,
@@ -34,6 +35,7 @@ NEEDED = {
     "compare": ["presets.plain=[]", "data.world=data.root=d", "out=o"],
     "evaluate": ["checkpoint=c", "data.root=d"],
     "extract": ["checkpoint=c", "data.root=d", "out=o"],
+    "group": ["table=t", "out=o"],
     "ingest": ["raw=r", "out=o", "layout=market1501"],
     "synthesize": ["out=o"],
     "train": ["data.root=d"],
@@ -48,6 +50,9 @@ REFUSED = {
     ("extract", "splitt=query"): "splitt: no such setting; did you mean split?",
     ("extract", "precision=float8"): "precision: Input should be 'auto', 'float32' or 'bfloat16'; came 'float8'",
     ("extract", "nowhere.yaml"): "nowhere.yaml, which is not there",
+    ("group", "relations.esp=0.5"): "relations.esp: no such setting; did you mean relations.eps?",
+    ("group", "tracks=all"): "tracks: Input should be 'use' or 'ignore'; came 'all'",
+    ("group", "nowhere.yaml"): "nowhere.yaml, which is not there",
     ("ingest", "on_bad_imag=skip"): "on_bad_imag: no such setting; did you mean on_bad_image?",
     ("ingest", "shard_mb=0"): "shard_mb: Input should be greater than or equal to 1; came 0",
     ("ingest", "nowhere.yaml"): "nowhere.yaml, which is not there",
@@ -145,13 +150,15 @@ def test_a_wrong_argument_is_one_message_and_exit_code_2(answers, door, wrong):
     [
         ("evaluate", "ConfigError", "a split named 'query' in"),
         ("extract", "ConfigError", "a split named 'gallery' in"),
+        ("group", "ShardError", "an embedding table in"),
         ("ingest", "LayoutError", "nowhere"),
         ("train", "ConfigError", "a split named 'train' in"),
     ],
 )
 def test_data_that_are_not_there_are_refused_before_ray_starts(homes, door, kind, message):
     nowhere = homes / "nowhere"
-    given = {"checkpoint": nowhere, "data.root": nowhere, "raw": nowhere, "out": homes / "out", "layout": "market1501"}
+    given = {"checkpoint": nowhere, "data.root": nowhere, "raw": nowhere, "table": nowhere, "layout": "market1501"}
+    given["out"] = homes / "out"
     known = {name for name, _, _ in fields(DOORS[door])}
     arguments = [f"{name}={value}" for name, value in given.items() if name in known]
     assert_refused(call(door, *arguments, home=homes / f"nowhere-{door}"), kind, message)

@@ -153,7 +153,7 @@ def by_size(labels: Int64[ndarray, "images"]) -> Int64[ndarray, "images"]:
     order = np.lexsort((firsts, -sizes))
     numbers = np.full(int(labels.max(initial=NOISE)) + 2, NOISE, np.int64)  # the last place is that of -1
     numbers[names[order]] = np.arange(len(names))
-    return numbers[labels]
+    return np.asarray(numbers[labels])
 
 
 def _rows(features: ndarray, tracks: ndarray | None, cameras: ndarray | None, block_rows: int, threads: int) -> Rows:
@@ -188,4 +188,4 @@ def _centres(
         scores[rows] = np.einsum("rd,rd->r", features[rows].astype(np.float64), sums[labels[rows]])
     members = np.flatnonzero(labels != NOISE)
     order = members[np.lexsort((members, -scores[members], labels[members]))]
-    return order[np.unique(labels[order], return_index=True)[1]]
+    return np.asarray(order[np.unique(labels[order], return_index=True)[1]])

@@ -4,6 +4,7 @@ A row is the mean of its images' features at length 1, and counts as often as it
 So no clustering can part the images of a track, and a track of `min_samples` images is a group by itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from gracl.errors import GraclError, expected
 from gracl.relations.closed import cluster_sums
 from gracl.types import UNKNOWN, Feature
 
+# Numbers of neighbours are not brought down below these (docs/use.md, section Groups).
+LEAST = {"k1": 6, "k2": 2, "k1_intra": 2, "k1_inter": 6, "k2_intra": 1, "k2_inter": 1, "centre_k": 20}
 # Less is left of unit rows only where they cancel each other out.
 _NOTHING = 1e-6
 
@@ -73,7 +76,17 @@ def rows_of(
     return Rows(means, of_image, counts, None if cameras is None else _cameras(cameras, of_image, firsts))
 
 
+def fewer_neighbours(counted: Mapping[str, int], images: int, rows: int) -> dict[str, int]:
+    """Numbers of neighbours that were chosen for images, for rows: an object has rows / images as many of them.
+
+    Args:
+        counted: by their names in `LEAST`; which is as far down as they go, where they are not below it already.
+        images: of which there are `rows` rows.
+    """
+    return {name: min(k, max(LEAST[name], round(k * rows / images))) for name, k in counted.items()}
+
+
 def _cameras(cameras: ndarray, of_image: ndarray, firsts: ndarray) -> Int64[ndarray, "rows"]:
     found = cameras[firsts]
     found[of_image[cameras != found[of_image]]] = UNKNOWN
-    return found
+    return np.asarray(found)

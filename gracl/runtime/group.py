@@ -27,6 +27,7 @@ from gracl.locks import holding
 from gracl.measuring import require_memory
 from gracl.relations import grouping
 from gracl.relations.grouping import Groups
+from gracl.relations.tracks import LEAST, fewer_neighbours
 from gracl.retrieval.group_sheets import mean_confidences
 from gracl.retrieval.page import page
 from gracl.runtime.album import Album
@@ -75,6 +76,7 @@ def _grouped(config: GroupConfig, out: str) -> dict[str, Any]:
     relations, origin = _relations(config, table)
     rows = _read(table)
     known = _known(rows, config)
+    relations = _for_tracks(relations, config, known)
     if relations.wants_cameras and (known.cameras == UNKNOWN).all():
         raise ConfigError(
             expected(
@@ -142,6 +144,21 @@ def _relations(config: GroupConfig, table: EmbeddingTable) -> tuple[Grouping, st
         return Grouping.model_validate(base.options() | given), origin
     except ValidationError as error:  # a rule over several settings, of which some were given
         raise ConfigError(expected("relations that go together", str(error), "give the others, too")) from error
+
+
+def _for_tracks(relations: Grouping, config: GroupConfig, known: _Known) -> Grouping:
+    """The settings with fewer neighbours where tracks are rows, for those that were not given."""
+    if known.tracks is None:
+        return relations
+    images, names = len(known.tracks), set(LEAST) - config.relations.model_fields_set
+    rows = len(np.unique(known.tracks[known.tracks != UNKNOWN])) + int((known.tracks == UNKNOWN).sum())
+    before = {name: getattr(relations, name) for name in sorted(names)}
+    fewer = fewer_neighbours(before, images, rows)
+    say(
+        f"{rows} tracks and single images of {images} images; neighbours count these, so where they are not given: "
+        + ", ".join(f"{name}={fewer[name]} for {k}" for name, k in before.items() if fewer[name] != k)
+    )
+    return relations.model_copy(update=fewer)
 
 
 def _of_checkpoint(uri: str) -> Grouping:

@@ -16,7 +16,7 @@ from gracl.relations.jaccard import reciprocal_weights, shared_distance
 from gracl.relations.lists import invert
 from gracl.relations.refining import reliable_labels
 from gracl.relations.relate import relate
-from gracl.relations.tracks import rows_of
+from gracl.relations.tracks import fewer_neighbours, rows_of
 from gracl.similarity import nearest
 from tests.naive import extras
 from tests.naive import grouping as naive
@@ -100,6 +100,14 @@ def test_a_track_that_cancels_out_has_its_first_feature_and_a_track_of_one_keeps
     features = np.array([[1, 0], [-1, 0], [0.6, 0.8]], np.float32)
     found = rows_of(features, np.array([4, 4, 9]))
     np.testing.assert_array_equal(found.features, features[[0, 2]])
+
+
+def test_numbers_of_neighbours_come_down_with_the_rows_but_not_to_nothing():
+    counted = {"k1": 30, "k2": 6, "k1_intra": 5, "centre_k": 150}
+    assert fewer_neighbours(counted, 300, 100) == {"k1": 10, "k2": 2, "k1_intra": 2, "centre_k": 50}
+    assert fewer_neighbours(counted, 5000, 100) == {"k1": 6, "k2": 2, "k1_intra": 2, "centre_k": 20}
+    assert fewer_neighbours({"k1": 4, "k2": 1}, 300, 100) == {"k1": 4, "k2": 1}
+    assert fewer_neighbours(counted, 100, 100) == counted
 
 
 def test_refuses_tracks_of_other_images():

@@ -189,6 +189,18 @@ def test_tracks_are_used_where_there_are_any(tmp_path):
     assert read(tmp_path / "ignored")[1]["related"] == ROWS
 
 
+def test_neighbours_count_tracks_where_they_are_not_given(tmp_path, capsys):
+    make_table(tmp_path / "table", asked(tmp_path), tracks=tracked())
+    rows = 2 * OBJECTS + ALONE
+    settings_of(tmp_path / "table", tmp_path / "out", "relations.k2=3")
+    relations = read(tmp_path / "out")[1]["relations"]
+    assert (relations["k1"], relations["k2"], relations["min_samples"]) == (round(30 * rows / ROWS), 3, 4)
+    said = capsys.readouterr().err
+    assert f"{rows} tracks and single images of {ROWS} images" in said
+    assert f"k1={relations['k1']} for 30" in said
+    assert "k2=" not in said.replace("k2=3", "")
+
+
 def test_cameras_of_the_table_are_used(tmp_path):
     cameras = [("north", "south")[number % 2] for number in range(ROWS)]
     features, _, _ = make_table(tmp_path / "table", asked(tmp_path), cameras=cameras)
@@ -204,7 +216,7 @@ def test_cameras_of_the_table_are_used(tmp_path):
 def checkpoint(tmp_path_factory):
     """A checkpoint whose training clustered at eps=0.45, and the digest of its model."""
     folder, view = tmp_path_factory.mktemp("epoch-0001"), {"height": 32, "width": 16}
-    encoder = build_encoder("mobilenet_v2", feature_size=16, bn_group=0)
+    encoder = build_encoder(backbone="mobilenet_v2", feature_size=16, bn_group=0)
     recipe = {"relations.eps": 0.45, "relations.k1": 12, "relations.inter_rule": "nearest_sample", "loss.momentum": 0.9}
     state = TrainState.fresh(encoder, recipe, **view)
     save_state(replace(state, epoch=1, model=encoder.state_dict()), folder)

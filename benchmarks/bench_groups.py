@@ -179,10 +179,11 @@ def main() -> None:
         return
     facts = machine() | {"threads": threads}
     result = {"machine": facts, "split": options["split"], **of_a_table(options), "cost": []}
+    Path(options["out"]).write_text(json.dumps(result, indent=1) + "\n")
     for rows in filter(None, options.get("rows", "").split(",")):
         result["cost"].append(in_a_child("benchmarks.bench_groups", only=rows, threads=threads))
         print(json.dumps(result["cost"][-1]), flush=True)
-    Path(options["out"]).write_text(json.dumps(result, indent=1) + "\n")
+        Path(options["out"]).write_text(json.dumps(result, indent=1) + "\n")  # the next size may take long
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ from gracl.retrieval.group_sheets import ALONE_LEGEND, GROUP_LEGEND, ShownGroup,
 from gracl.retrieval.page import Part
 from gracl.retrieval.sheet import Legend, SheetRow, draw_sheet
 from gracl.runtime.album import HEIGHT, Album
+from gracl.similarity import top_k
 from gracl.types import NOISE
 
 _LISTED = 100
 _LETTERS = 14
+_NEAREST = 9
 
 
 def parts(
@@ -59,7 +61,7 @@ def parts(
         words = (
             "Images of no group, drawn at random, and those most similar to each: cosine, and the group they are in."
         )
-        sheet = _sheet([_alone_row(int(one), rows, groups, album) for one in alone], ALONE_LEGEND)
+        sheet = _sheet(_alone_rows(alone, rows, groups, album), ALONE_LEGEND)
         sections.append(Part("In no group", words, pictures={"in no group, and the nearest": sheet}))
     lines = [["setting", "value"], *([name, value] for name, value in sorted(settings.items()))]
     sections.append(Part("Settings", tables=[lines], folded=True))
@@ -81,7 +83,7 @@ def _group_row(one: ShownGroup, rows: Rows, groups: Groups, album: Album) -> She
     images = [one.centre, *one.members.tolist()]
     pictures = _pictures(images, rows, album)
     captions = [f"{groups.confidence[image]:.2f}\n{_camera(rows, image)}".strip() for image in images]
-    cameras = f"\n{one.cameras} cameras" if one.cameras else ""
+    cameras = f"\n{one.cameras} camera{'s' if one.cameras > 1 else ''}" if one.cameras else ""
     return SheetRow(
         query=pictures[0],
         query_caption=captions[0],
@@ -92,21 +94,25 @@ def _group_row(one: ShownGroup, rows: Rows, groups: Groups, album: Album) -> She
     )
 
 
-def _alone_row(image: int, rows: Rows, groups: Groups, album: Album) -> SheetRow:
-    """An image of no group and the nine most similar to it."""
-    scores = np.asarray(rows.features @ rows.features[image], np.float64)
-    scores[image] = -np.inf
-    found = np.argsort(-scores, kind="stable")[: min(9, len(scores) - 1)]
-    pictures = _pictures([image, *found.tolist()], rows, album)
-    names = ["none" if groups.labels[one] == NOISE else f"#{groups.labels[one]}" for one in found]
-    return SheetRow(
-        query=pictures[0],
-        query_caption=_camera(rows, image),
-        gallery=pictures[1:],
-        captions=[f"{scores[one]:.2f}\n{name}" for one, name in zip(found, names, strict=True)],
-        correct=[None] * len(found),
-        note="",
-    )
+def _alone_rows(alone: Int64[ndarray, "shown"], rows: Rows, groups: Groups, album: Album) -> list[SheetRow]:
+    """Images of no group, each with the nine most similar to it."""
+    found, scores = top_k(rows.features[alone], rows.features, min(_NEAREST + 1, len(rows)))
+    lines = []
+    for image, near, score in zip(alone.tolist(), found, scores, strict=True):
+        others = [(int(one), float(value)) for one, value in zip(near, score, strict=True) if one != image][:_NEAREST]
+        pictures = _pictures([image, *(one for one, _ in others)], rows, album)
+        names = ["none" if groups.labels[one] == NOISE else f"#{groups.labels[one]}" for one, _ in others]
+        lines.append(
+            SheetRow(
+                query=pictures[0],
+                query_caption=_camera(rows, image),
+                gallery=pictures[1:],
+                captions=[f"{value:.2f}\n{name}" for (_, value), name in zip(others, names, strict=True)],
+                correct=[None] * len(others),
+                note="",
+            )
+        )
+    return lines
 
 
 def _pictures(images: Sequence[int], rows: Rows, album: Album) -> list[ndarray]:

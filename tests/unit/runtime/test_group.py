@@ -153,6 +153,19 @@ def test_pictures_of_shards_are_those_of_the_same_split(toy_shards):
     assert f"1 of 1 pictures could not be read (grey fields), the first: expected the split {split}" in other.told()
 
 
+def test_the_door_reads_no_identities(toy_shards, tmp_path, monkeypatch):
+    def never(self):
+        raise AssertionError("identities were read")
+
+    store = ShardStore.open(str(toy_shards), "gallery")
+    assert len(store) >= ROWS
+    monkeypatch.setattr(ShardStore, "identities", never)
+    split = storage.join(str(toy_shards), "gallery")
+    make_table(tmp_path / "table", asked(split, data_digest=store.digest))
+    run(tmp_path / "table", tmp_path / "out")
+    assert "could not be read" not in (tmp_path / "out/groups.html").read_text()
+
+
 def test_a_picture_too_wide_for_the_sheet_is_laid_into_a_field(tmp_path):
     (tmp_path / "wide.png").write_bytes(picture(0, height=10, width=200, kind="PNG"))
     (tmp_path / "broken.png").write_bytes(b"none")

@@ -103,8 +103,8 @@ class Sampling(Section):
     steps: Positive = Field(200, description="steps of an epoch")
 
 
-class Relations(Section):
-    """How features become pseudo labels and proxies."""
+class Grouping(Section):
+    """How features become clusters, and nothing more."""
 
     centre: Literal["none", "camera", "local"] = Field(
         "none",
@@ -125,10 +125,6 @@ class Relations(Section):
     eps: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = Field(
         0.6, description="dbscan, infomap: largest Jaccard distance, 0..1, of neighbours; dbscan: auto, anew each epoch"
     )
-    eps_first: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="dbscan, infomap: the share of eps that the first epoch clusters with; 1: all of it"
-    )
-    eps_rise: Positive = Field(6, description="eps_first below 1: epochs until eps is whole, by even steps")
     min_samples: Positive = Field(
         4, description="dbscan, hdbscan: neighbours of a core image, itself counted; infomap: smallest cluster"
     )
@@ -137,6 +133,30 @@ class Relations(Section):
         0.0,
         description="dbscan: an image whose clusters at eps and eps -+ 0.02 overlap by less is noise; 0: no test",
     )
+    precision: Literal["float32", "float16"] = Field(
+        "float32", description="features are rounded to this on their way: half the memory and traffic"
+    )
+    search: Literal["exact", "approximate"] = Field(
+        "exact", description="how neighbours are found; approximate logs its recall"
+    )
+    index: Literal["ivf", "hnsw"] = Field("ivf", description="search=approximate: k-means cells, or a graph (CPU)")
+    effort: Count = Field(0, description="search=approximate: cells looked into, or efSearch; 0: chosen")
+    backend: Literal["auto", "faiss", "torch"] = Field("auto", description="search=exact: whose products")
+    block_rows: Positive = Field(4096, description="rows whose neighbours are looked for at a time")
+
+    @property
+    def wants_cameras(self) -> bool:
+        """Whether the camera ids of the images are read."""
+        return self.camera_aware or self.centre == "camera"
+
+
+class Relations(Grouping):
+    """How features become pseudo labels and proxies."""
+
+    eps_first: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="dbscan, infomap: the share of eps that the first epoch clusters with; 1: all of it"
+    )
+    eps_rise: Positive = Field(6, description="eps_first below 1: epochs until eps is whole, by even steps")
     noise: Literal["left_out", "own_clusters"] = Field(
         "left_out", description="what becomes of noise: nobody learns from it, or each image of it is a cluster of one"
     )
@@ -175,16 +195,6 @@ class Relations(Section):
         False,
         description="proxies by cluster and camera for loss.camera_weight; reads the train split's camera ids",
     )
-    precision: Literal["float32", "float16"] = Field(
-        "float32", description="features are rounded to this on their way: half the memory and traffic"
-    )
-    search: Literal["exact", "approximate"] = Field(
-        "exact", description="how neighbours are found; approximate logs its recall"
-    )
-    index: Literal["ivf", "hnsw"] = Field("ivf", description="search=approximate: k-means cells, or a graph (CPU)")
-    effort: Count = Field(0, description="search=approximate: cells looked into, or efSearch; 0: chosen")
-    backend: Literal["auto", "faiss", "torch"] = Field("auto", description="search=exact: whose products")
-    block_rows: Positive = Field(4096, description="rows whose neighbours are looked for at a time")
     shards: Positive = Field(1, description="actors that look for neighbours side by side (scale.shard_cpus, _gpus)")
     overlap: bool = Field(
         False, description="relate while the epoch trains: labels are one epoch old (a change of method)"
@@ -193,7 +203,7 @@ class Relations(Section):
     @property
     def wants_cameras(self) -> bool:
         """Whether the camera ids of the train split are read."""
-        return self.camera_aware or self.centre == "camera" or self.camera_proxies
+        return super().wants_cameras or self.camera_proxies
 
     def options(self) -> dict[str, Any]:
         """The keywords of `relate`; when it is called, and so `overlap`, is the matter of `learning.fit.fit`."""

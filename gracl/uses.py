@@ -1,11 +1,24 @@
-"""What the doors may ask for that use a checkpoint: extract, evaluate, review, publish. As `config.py`."""
+"""What the doors may ask for that use a checkpoint or its embeddings: extract, group, evaluate,
+review, publish. As `config.py`."""
 
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from gracl.config import Name, refuse_unless
-from gracl.sections import Clustered, Count, Crew, Expansion, Judged, Packed, Positive, Reranking, Reviewed, Section
+from gracl.sections import (
+    Clustered,
+    Count,
+    Crew,
+    Expansion,
+    Grouping,
+    Judged,
+    Packed,
+    Positive,
+    Reranking,
+    Reviewed,
+    Section,
+)
 
 
 class ModelConfig(Section):
@@ -47,6 +60,28 @@ class ExtractConfig(ModelConfig):
             "leave it out",
         )
         return self
+
+
+class GroupConfig(Section):
+    """An embedding table into groups: which images are of one object."""
+
+    embeddings: str = Field(description="folder of an embedding table made by pipelines/extract.py")
+    out: str = Field(description="folder for groups.parquet, groups.json and groups.html")
+    tracks: Literal["use", "ignore"] = Field(
+        "use", description="use: images of one track stay together, where the table knows tracks"
+    )
+    relations: Grouping = Field(
+        Grouping(), description="what is not given is as in the training of the checkpoint, see checkpoint"
+    )
+    checkpoint: str | None = Field(
+        None,
+        description="whose relations hold where none are given; default: that of the table, where it can still be "
+        "read; '': none, so the defaults hold",
+    )
+    groups: Positive = Field(8, description="groups of each kind on the page: largest, least sure, surest")
+    threads: Count = Field(0, description="CPU threads; 0: as many as torch takes")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where neighbours are looked for")
+    cache: str | None = Field(None, description="node-local folder for shards of a remote root; default: user cache")
 
 
 class EvaluateConfig(ModelConfig):
@@ -170,7 +205,7 @@ class SearchConfig(Section):
     k: Positive = Field(10, description="results of each query")
     other_cameras: bool = Field(False, description="leave out what the query's own camera took, where both are known")
     cameras: tuple[str, ...] = Field((), description="look among these cameras only; []: all")
-    rerank: Count = Field(0, description="re-rank the first so many by k-reciprocal neighbours; 0: do not")
+    rerank_first: Count = Field(0, description="re-rank the first so many by k-reciprocal neighbours; 0: do not")
     reranking: Reranking = Reranking()
     false_match_rate: float | None = Field(
         None, gt=0, lt=1, description="say for each result whether it is the same one, at this rate of false matches"
@@ -189,15 +224,15 @@ class SearchConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> "SearchConfig":
         refuse_unless(
-            bool(self.rerank) or self.reranking == Reranking(),
-            "rerank=N beside settings of it",
-            f"rerank=0 and {self.reranking!r}",
-            "set rerank, or leave them out",
+            bool(self.rerank_first) or self.reranking == Reranking(),
+            "rerank_first=N beside settings of it",
+            f"rerank_first=0 and {self.reranking!r}",
+            "set rerank_first, or leave them out",
         )
         refuse_unless(
-            not self.rerank or self.rerank >= self.k,
-            f"rerank of at least k={self.k}",
-            self.rerank,
+            not self.rerank_first or self.rerank_first >= self.k,
+            f"rerank_first of at least k={self.k}",
+            self.rerank_first,
             "raise it",
         )
         refuse_unless(

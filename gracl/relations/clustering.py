@@ -21,6 +21,7 @@ def cluster(
     eps: float = 0.6,
     min_samples: int = 4,
     min_cluster_size: int = 8,
+    counts: Int64[ndarray, "rows"] | None = None,
 ) -> Int64[ndarray, "rows"]:
     """Labels of the rows, numbered by first member; -1 is noise.
 
@@ -31,10 +32,11 @@ def cluster(
         eps: 0 < eps < 1; hdbscan has no use for it.
         min_samples: >= 1.
         min_cluster_size: >= 2; only hdbscan has a use for it.
+        counts: how many images each row stands for, see `clusters.dbscan`; only dbscan can count so.
 
     Raises:
-        ConfigError: a clustering that there is not, options out of range (those that it has no use for, too), or a
-            package that is missing.
+        ConfigError: a clustering that there is not, options out of range (those that it has no use for, too), counts
+            for one that cannot count, or a package that is missing.
         GraclError: a matrix that is not square.
     """
     if clustering not in get_args(Clustering):
@@ -47,8 +49,11 @@ def cluster(
                 "the usual values are 0.6 and 8",
             )
         )
+    if counts is not None and clustering != "dbscan":
+        what = "clustering=dbscan where rows stand for several images (tracks)"
+        raise ConfigError(expected(what, clustering, "set relations.clustering=dbscan, or tracks=ignore"))
     if clustering == "hdbscan":
         return hdbscan(distance, min_samples=min_samples, min_cluster_size=min_cluster_size)
     if clustering == "infomap":
         return infomap(distance, eps=eps, min_samples=min_samples)
-    return dbscan(distance, eps=eps, min_samples=min_samples)
+    return dbscan(distance, eps=eps, min_samples=min_samples, counts=counts)

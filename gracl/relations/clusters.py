@@ -12,7 +12,9 @@ from gracl.kernels import compiled
 from gracl.types import NOISE
 
 
-def dbscan(distance: csr_array, *, eps: float = 0.6, min_samples: int = 4) -> Int64[ndarray, "rows"]:
+def dbscan(
+    distance: csr_array, *, eps: float = 0.6, min_samples: int = 4, counts: Int64[ndarray, "rows"] | None = None
+) -> Int64[ndarray, "rows"]:
     """Labels of density-connected rows, numbered by first member; -1 is noise. Time and memory go with the entries.
 
     A row is *core* when at least `min_samples` rows, itself counted, lie within `eps`. Core rows within `eps` of each
@@ -24,19 +26,26 @@ def dbscan(distance: csr_array, *, eps: float = 0.6, min_samples: int = 4) -> In
         distance: symmetric; what is not stored is out of reach. Stored zeros count, the diagonal need not be there.
         eps: largest distance between neighbours, 0 < eps < 1, in the matrix's own precision.
         min_samples: >= 1.
+        counts: how many images each row stands for, >= 1; a row and its neighbours then count so often, as if each
+            were there so many times, its copies at distance 0. None: one each.
 
     Raises:
         ConfigError: options out of range.
-        GraclError: a matrix that is not square.
+        GraclError: a matrix that is not square, or counts of other rows or below 1.
     """
     if not 0 < eps < 1 or min_samples < 1:
         raise ConfigError(
             expected("0 < eps < 1 and min_samples >= 1", f"{eps} and {min_samples}", "the usual values are 0.6 and 4")
         )
     check_square(distance)
+    rows = distance.shape[0]
+    counts = np.ones(rows, np.int64) if counts is None else counts
+    if len(counts) != rows or (rows and counts.min() < 1):
+        came = f"{len(counts)}, the lowest {counts.min(initial=1)}"
+        raise GraclError(expected(f"{rows} counts of 1 or more", came, "count the images of each row"))
     bound = distance.dtype.type(eps)
     graph = distance.indptr, distance.indices, distance.data
-    core = _cores(*graph, bound, min_samples)
+    core = _cores(*graph, bound, min_samples, counts)
     clusters = _join_border(*graph, bound, core, _components(*graph, bound, core))
     return np.asarray(numbered(clusters))
 
@@ -53,14 +62,15 @@ def check_square(distance: csr_array) -> None:
 
 @compiled
 @typing.no_type_check
-def _cores(starts, ids, values, eps, min_samples):
+def _cores(starts, ids, values, eps, min_samples, counts):
     """Which rows are core."""
     rows = starts.size - 1
     core = np.empty(rows, np.bool_)
     for row in range(rows):
-        count = 1
+        count = counts[row]
         for p in range(starts[row], starts[row + 1]):
-            count += ids[p] != row and values[p] <= eps
+            if ids[p] != row and values[p] <= eps:
+                count += counts[ids[p]]
         core[row] = count >= min_samples
     return core
 

@@ -9,7 +9,7 @@ worlds that were measured (docs/results.md, section 9, with what else was tried)
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from numpy import ndarray
 from scipy.sparse import csr_array
 
@@ -65,7 +65,13 @@ def largest_eps(eps: Eps, clustering: str) -> float:
 
 
 def choose_eps(
-    distance: csr_array, weights: Lists, inverted: Inverted, *, min_samples: int = 4, threads: int = 0
+    distance: csr_array,
+    weights: Lists,
+    inverted: Inverted,
+    *,
+    min_samples: int = 4,
+    counts: Int64[ndarray, "rows"] | None = None,
+    threads: int = 0,
 ) -> float:
     """The eps at which DBSCAN's clusters are apart from each other and hold most rows, without any identity.
 
@@ -74,24 +80,33 @@ def choose_eps(
     Args:
         distance: of these weights, up to `CANDIDATES[-1]` at least. Left as it is.
         weights, inverted: see `diagnostics.silhouette`.
-        min_samples: see `clusters.dbscan`.
+        min_samples, counts: see `clusters.dbscan`; in the silhouette and the share every row counts once.
         threads: 0 takes torch's number. The result does not depend on it.
 
     Returns:
         Between the first and the last of `CANDIDATES`; see `middle_of_best`.
     """
     scores = [
-        covered_silhouette(distance, weights, inverted, eps=eps, min_samples=min_samples, threads=threads)
+        covered_silhouette(
+            distance, weights, inverted, eps=eps, min_samples=min_samples, counts=counts, threads=threads
+        )
         for eps in CANDIDATES
     ]
     return middle_of_best(np.array(CANDIDATES), np.array(scores))
 
 
 def covered_silhouette(
-    distance: csr_array, weights: Lists, inverted: Inverted, *, eps: float, min_samples: int, threads: int = 0
+    distance: csr_array,
+    weights: Lists,
+    inverted: Inverted,
+    *,
+    eps: float,
+    min_samples: int,
+    counts: Int64[ndarray, "rows"] | None = None,
+    threads: int = 0,
 ) -> float:
     """Mean silhouette over all rows at this eps, noise counted as 0; 0 with fewer than two clusters. -1..1."""
-    labels = dbscan(distance, eps=eps, min_samples=min_samples)
+    labels = dbscan(distance, eps=eps, min_samples=min_samples, counts=counts)
     if labels.max(initial=NOISE) < 1:
         return 0.0
     return silhouette(weights, inverted, labels, threads=threads) * float((labels != NOISE).mean())

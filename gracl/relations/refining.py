@@ -17,7 +17,13 @@ EPS_GAP = 0.02
 
 
 def reliable_labels(
-    distance: csr_array, labels: Int64[ndarray, "rows"], *, eps: float, min_samples: int, least: float
+    distance: csr_array,
+    labels: Int64[ndarray, "rows"],
+    *,
+    eps: float,
+    min_samples: int,
+    least: float,
+    counts: Int64[ndarray, "rows"] | None = None,
 ) -> Int64[ndarray, "rows"]:
     """The labels of rows whose cluster stays much the same when eps moves a little; the others are noise.
 
@@ -30,13 +36,17 @@ def reliable_labels(
         labels: `dbscan`'s at `eps`.
         eps, min_samples: see `clusters.dbscan`.
         least: 0..1; 1 keeps rows whose three clusters are the same.
+        counts: how many images each row stands for, see `clusters.dbscan`; the overlap is then one of images.
 
     Returns:
         Labels numbered by first member; a cluster of which nobody is reliable is gone.
     """
     reliable = labels != NOISE
+    counts = np.ones(len(labels), np.int64) if counts is None else counts
+    copies, firsts = np.repeat(np.arange(len(labels)), counts), np.cumsum(counts) - counts
     for other in (eps - EPS_GAP, eps + EPS_GAP):
-        reliable &= overlaps(labels, dbscan(distance, eps=other, min_samples=min_samples)) >= least
+        found = dbscan(distance, eps=other, min_samples=min_samples, counts=counts)
+        reliable &= overlaps(labels[copies], found[copies])[firsts] >= least
     return np.asarray(numbered(np.where(reliable, labels, NOISE)))
 
 

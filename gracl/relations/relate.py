@@ -3,9 +3,7 @@
 nearest neighbours -> weighted reciprocal sets -> Jaccard distance -> clusters -> proxies -> figures.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,8 +14,7 @@ from scipy.sparse import csr_array
 from gracl.kernels import thread_count
 from gracl.measuring import phase
 from gracl.relations.camera_proxies import mine_camera_proxies
-from gracl.relations.cameras import camera_neighbors, camera_weights, check_list_lengths
-from gracl.relations.centring import centre_by_camera, centre_by_neighbours
+from gracl.relations.cameras import check_list_lengths
 from gracl.relations.checks import (
     check_cameras,
     check_clusters,
@@ -32,56 +29,16 @@ from gracl.relations.collapse import Fallback, OnCollapse, settle
 from gracl.relations.consensus import neighbour_consensus
 from gracl.relations.diagnostics import describe, silhouette
 from gracl.relations.instances import pick_instances
-from gracl.relations.jaccard import reciprocal_weights, shared_distance
-from gracl.relations.lists import Lists, invert
+from gracl.relations.jaccard import shared_distance
+from gracl.relations.lists import invert
 from gracl.relations.proxies import mine_proxies
 from gracl.relations.radius import Eps, choose_eps, largest_eps, share_of_eps
-from gracl.relations.refining import EPS_GAP, Noise, check_refining, own_clusters, reliable_labels
-from gracl.similarity import Backend, Device, Index, Options, Search, Searcher, merged, resolve, shares
-from gracl.types import NOISE, Assignment, Feature, Neighbors
+from gracl.relations.refining import EPS_GAP, Noise, check_refining, own_clusters
+from gracl.relations.steps import WHOLE, Centre, Find, Progress, centred, find_here, labels_at, sets_of, telling
+from gracl.similarity import Backend, Device, Index, Options, Search, resolve
+from gracl.types import NOISE, Assignment, Feature
 
-Progress = Callable[[str, int, int], None]
-Centre = Literal["none", "camera", "local"]
 _NO_GRAPH = csr_array(np.zeros((0, 0), np.float32))
-# The whole graph is asked for only where the clustering looks beyond eps.
-_WHOLE: tuple[Clustering, ...] = ("hdbscan",)
-
-
-@runtime_checkable
-class Find(Protocol):
-    """Who makes the neighbour table: the shares of the rows one after the other here, or side by side on a cluster."""
-
-    def __call__(
-        self,
-        features: Feature[ndarray, "images dim"],
-        k: int,
-        *,
-        parts: int,
-        progress: Callable[[int, int], None],
-        **options: Any,
-    ) -> Neighbors:
-        """The k nearest rows of every row, made in `parts` shares; `options` are those of `similarity.nearest`."""
-        ...
-
-
-def find_here(
-    features: Feature[ndarray, "images dim"],
-    k: int,
-    *,
-    parts: int,
-    progress: Callable[[int, int], None],
-    **options: Any,
-) -> Neighbors:
-    """The shares one after the other in this process."""
-    searcher, found = Searcher(features, **options), []
-    for first, last in shares(len(features), parts):
-        told = partial(_shifted, progress, first, len(features))
-        found.append(searcher.nearest(k, rows=(first, last), progress=told))
-    return merged(found)
-
-
-def _shifted(progress: Callable[[int, int], None], first: int, rows: int, done: int, _: int) -> None:
-    progress(first + done, rows)
 
 
 def relate(
@@ -198,45 +155,45 @@ def relate(
     check_cameras(cameras, len(features), camera_aware or centre == "camera" or camera_proxies)
     check_features(features, k1_intra + k1_inter if camera_aware else k1, threads)
     lengths = k1_intra + k1_inter if camera_aware else k1
-    check_memory(features, lengths, clustering in _WHOLE, camera_aware, searched, centre=centre, centre_k=centre_k)
+    check_memory(features, lengths, clustering in WHOLE, camera_aware, searched, centre=centre, centre_k=centre_k)
     features = features.astype(np.float16, copy=False) if precision == "float16" else features
     rows, stats = len(features), dict[str, float]()
     tell = progress or (lambda phase, done, rows: None)
-    compared, table = features, None
-    if centre == "camera" and cameras is not None:
-        with phase("centre", stats):
-            compared = centre_by_camera(features, cameras, block_rows=block_rows, threads=thread_count(threads))
-    elif centre == "local":
-        with phase("centre", stats):
-            told_of = _telling(tell, "centre")
-            nearby = find(features, centre_k, parts=shards, progress=told_of, **searched)
-            compared = centre_by_neighbours(features, nearby, block_rows=block_rows)
-            stats["centre_recall"] = nearby.recall
-            del nearby
-    if camera_aware and cameras is not None:
+    compared = centred(
+        features,
+        cameras,
+        centre=centre,
+        centre_k=centre_k,
+        shards=shards,
+        find=find,
+        stats=stats,
+        tell=tell,
+        searched=searched,
+    )
+    ks: dict[str, int] = {"k1": k1, "k2": k2}
+    if camera_aware:
         ks = {"k1_intra": k1_intra, "k1_inter": k1_inter, "k2_intra": k2_intra, "k2_inter": k2_inter}
-        weights = _by_camera(compared, cameras, ks, stats, tell, searched)
-    else:
-        table, weights = _by_all(compared, k1, k2, find, shards, stats, tell, searched)
+    by = cameras if camera_aware else None
+    table, weights = sets_of(compared, by, ks, shards=shards, find=find, stats=stats, tell=tell, searched=searched)
     del compared
     with phase("jaccard", stats):
         inverted = invert(weights)
         # DBSCAN asks for nothing beyond eps, and what lies between eps and 1 is by far the most.
         gap = EPS_GAP if reliability else 0.0
-        limit = 1.0 if clustering in _WHOLE else clustered["eps"] + gap
-        distance = shared_distance(weights, inverted, limit=limit, threads=threads, progress=_telling(tell, "jaccard"))
+        limit = 1.0 if clustering in WHOLE else clustered["eps"] + gap
+        distance = shared_distance(weights, inverted, limit=limit, threads=threads, progress=telling(tell, "jaccard"))
     with phase("cluster", stats):
         if eps == "auto":
             clustered["eps"] = choose_eps(distance, weights, inverted, min_samples=min_samples, threads=threads)
         clustered["eps"] *= share
-        if clustering not in _WHOLE:
+        if clustering not in WHOLE:
             stats["eps"] = clustered["eps"]
-        labels = _labels(distance, clustered, reliability, stats)
+        labels = labels_at(distance, clustered, reliability, stats)
         del distance  # a larger eps makes a larger one
 
         def at(wider: float) -> Int64[ndarray, "images"]:
             reaching = shared_distance(weights, inverted, limit=wider + gap, threads=threads)
-            return _labels(reaching, clustered | {"eps": wider}, reliability, stats)
+            return labels_at(reaching, clustered | {"eps": wider}, reliability, stats)
 
         settled = settle(
             labels, fallback, eps=clustered["eps"], largest=1 - gap, again=at, previous=previous, epoch=epoch
@@ -282,59 +239,3 @@ def relate(
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what the search held; ranks may share the GPU
     return Assignment(epoch, labels, proxies, stats, instances=shown, consensus=told, camera_proxies=seen)
-
-
-def _labels(
-    distance: csr_array, clustered: dict[str, Any], reliability: float, stats: dict[str, float]
-) -> Int64[ndarray, "rows"]:
-    """The labels of a clustering, without those that are not reliable; their share goes into `stats`."""
-    labels = cluster(distance, **clustered)
-    if reliability:
-        before, ours = labels, {name: clustered[name] for name in ("eps", "min_samples")}
-        labels = reliable_labels(distance, labels, **ours, least=reliability)
-        stats["unreliable"] = float(((before != NOISE) & (labels == NOISE)).mean())
-    return labels
-
-
-def _by_all(
-    features: Feature[ndarray, "images dim"],
-    k1: int,
-    k2: int,
-    find: Find,
-    shards: int,
-    stats: dict[str, float],
-    tell: Progress,
-    searched: dict[str, Any],
-) -> tuple[Neighbors, Lists]:
-    """The neighbour table, and the weighted reciprocal sets that it gives."""
-    with phase("knn", stats):
-        table = find(features, k1, parts=shards, progress=_telling(tell, "knn"), **searched)
-    stats["knn_recall"] = table.recall
-    with phase("weights", stats):
-        return table, reciprocal_weights(table, features, k1=k1, k2=k2, threads=searched["threads"])
-
-
-def _by_camera(
-    features: Feature[ndarray, "images dim"],
-    cameras: Int64[ndarray, "images"],
-    ks: dict[str, int],
-    stats: dict[str, float],
-    tell: Progress,
-    searched: dict[str, Any],
-) -> Lists:
-    """The weighted reciprocal sets of the two lists that every row has by camera."""
-    with phase("knn", stats):
-        lists = camera_neighbors(
-            features,
-            cameras,
-            k_intra=ks["k1_intra"] + 1,
-            k_inter=ks["k1_inter"] + 1,
-            progress=_telling(tell, "knn"),
-            **searched,
-        )
-    with phase("weights", stats):
-        return camera_weights(lists, **ks, threads=searched["threads"])
-
-
-def _telling(tell: Progress, name: str) -> Callable[[int, int], None]:
-    return lambda done, rows: tell(name, done, rows)

@@ -9,10 +9,10 @@ from gracl.images.shards import ShardStore
 from gracl.learning.identity import model_digest
 from gracl.retrieval.calibration import calibrate as thresholds
 from gracl.runtime.calibrated import place_of
-from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.checkpoints import load_run_state, relations_of
 from gracl.runtime.describe import check, near
 from gracl.runtime.progress import say
-from gracl.runtime.relating import clustering_demand, described_once, labels_of, relations_of
+from gracl.runtime.relating import clustering_demand, described_once, labels_of
 from gracl.runtime.session import session
 from gracl.runtime.truth import objects_of
 from gracl.uses import CalibrateConfig

@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from gracl.errors import CheckpointError, expected
 from gracl.images import storage
 from gracl.learning.checkpoint import STATE_FILE, TrainState, load_encoder, load_state
 from gracl.learning.encoder import Encoder
+from gracl.sections import Relations
 
 
 def load_run_state(uri: str) -> TrainState:
@@ -50,6 +53,23 @@ def load_model(uri: str) -> tuple[Encoder, dict[str, int]]:
     """
     with _near(uri) as path, _named(uri, path):
         return load_encoder(path)
+
+
+def relations_of(state: TrainState) -> Relations:
+    """The relations of the run that a checkpoint is of.
+
+    Raises:
+        CheckpointError: settings that this version does not know.
+    """
+    known = {
+        name.removeprefix("relations."): value for name, value in state.recipe.items() if name.startswith("relations.")
+    }
+    try:
+        return Relations.model_validate(known)
+    except ValidationError as error:
+        raise CheckpointError(
+            expected("a checkpoint whose relations this version knows", str(error), "train with this version")
+        ) from None
 
 
 @contextmanager

@@ -6,11 +6,8 @@ from typing import Any
 import ray
 from jaxtyping import Float32
 from numpy import ndarray
-from pydantic import ValidationError
 
-from gracl.errors import CheckpointError, expected
 from gracl.images.shards import ShardStore
-from gracl.learning.checkpoint import TrainState
 from gracl.relations.relate import relate
 from gracl.runtime.describe import demand, describe_split
 from gracl.runtime.session import Demand, refusals
@@ -18,23 +15,6 @@ from gracl.runtime.waiting import answer_of
 from gracl.sections import Place, Relations
 from gracl.types import UNKNOWN, Assignment, FeatureTable
 from gracl.uses import ClusteringConfig, ModelConfig
-
-
-def relations_of(state: TrainState) -> Relations:
-    """The relations of the run that a checkpoint is of.
-
-    Raises:
-        CheckpointError: settings that this version does not know.
-    """
-    known = {
-        name.removeprefix("relations."): value for name, value in state.recipe.items() if name.startswith("relations.")
-    }
-    try:
-        return Relations.model_validate(known)
-    except ValidationError as error:
-        raise CheckpointError(
-            expected("a checkpoint whose relations this version knows", str(error), "train with this version")
-        ) from None
 
 
 def clustering_demand(config: ClusteringConfig) -> Demand:

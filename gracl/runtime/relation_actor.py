@@ -21,8 +21,9 @@ from numpy import ndarray
 from ray import ObjectRef
 
 from gracl.measuring import require_memory
-from gracl.relations.relate import find_here, relate
+from gracl.relations.relate import relate
 from gracl.relations.stability import stability
+from gracl.relations.steps import find_here
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.ranking import rank as rank_gallery
 from gracl.runtime.board import throttled

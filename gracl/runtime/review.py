@@ -20,11 +20,11 @@ from gracl.retrieval.agreement import agreement
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.page import page
 from gracl.retrieval.ranking import rank
-from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.checkpoints import load_run_state, relations_of
 from gracl.runtime.describe import check, near
 from gracl.runtime.pages import Seen, judged_lines, parts
 from gracl.runtime.progress import say
-from gracl.runtime.relating import clustering_demand, described_once, labels_of, relations_of
+from gracl.runtime.relating import clustering_demand, described_once, labels_of
 from gracl.runtime.runs import Origin, origin
 from gracl.runtime.session import session
 from gracl.runtime.sheets import draw_ranked

@@ -193,18 +193,18 @@ def look_up(
     features: Float32[ndarray, "queries dim"],
     cameras: Sequence[str | None],
 ) -> list[Hits]:
-    """What each query finds, most similar first; with `rerank` in the order of the re-ranked similarity, which stands
+    """What each query finds, most similar first; with `rerank_first` in the order of the re-ranked similarity, which stands
     beside the plain one.
 
     Raises:
         ConfigError: cameras that the index does not know.
     """
-    first = max(config.k, config.rerank)
+    first = max(config.k, config.rerank_first)
     rows = np.full((len(features), first), EMPTY, np.int64)
     similarities = np.full((len(features), first), -np.inf, np.float32)
     for allowed, some in _camera_groups(config, found, cameras):
         rows[some], similarities[some] = found.search(features[some], first, allowed=allowed)
-    if not config.rerank:
+    if not config.rerank_first:
         return results(found, rows, similarities)
     lines = []
     for query, line, scores in zip(features, rows, similarities, strict=True):
@@ -222,7 +222,7 @@ def _again(
     options = config.reranking.options()
     if len(rows) <= options["k1"]:
         what = f"more than reranking.k1={options['k1']} rows to re-rank"
-        raise ConfigError(expected(what, len(rows), "raise rerank, or lower reranking.k1"))
+        raise ConfigError(expected(what, len(rows), "raise rerank_first, or lower reranking.k1"))
     blocks = reranked(query[None], found.features(rows), **options, threads=config.threads)
     values = next(iter(blocks(query[None], found.features(rows))))[1][0]
     best = np.argsort(-values, kind="stable")[: config.k]

@@ -18,7 +18,15 @@ from gracl.config import IngestConfig, SynthesizeConfig, TrainConfig
 from gracl.experiments import CompareConfig
 from gracl.images.shards import ShardStore
 from gracl.runtime.grid import grid
-from gracl.uses import CalibrateConfig, EvaluateConfig, ExportConfig, ExtractConfig, IndexConfig, SearchConfig
+from gracl.uses import (
+    CalibrateConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ExtractConfig,
+    GroupConfig,
+    IndexConfig,
+    SearchConfig,
+)
 
 ROOT = Path(__file__).parents[2]
 DOORS = {
@@ -28,6 +36,7 @@ DOORS = {
     "export": ExportConfig,
     "extract": ExtractConfig,
     "index": IndexConfig,
+    "group": GroupConfig,
     "ingest": IngestConfig,
     "search": SearchConfig,
     "synthesize": SynthesizeConfig,
@@ -41,6 +50,7 @@ NEEDED = {
     "export": ["checkpoint=c", "out=o"],
     "extract": ["checkpoint=c", "data.root=d", "out=o"],
     "index": ["embeddings=e", "out=o"],
+    "group": ["embeddings=t", "out=o"],
     "ingest": ["raw=r", "out=o", "layout=market1501"],
     "search": ["index=i", "queries=q"],
     "synthesize": ["out=o"],
@@ -65,6 +75,9 @@ REFUSED = {
     ("index", "kind=lsh"): "kind: Input should be 'auto', 'flat', 'hnsw' or 'ivf_pq'; came 'lsh'",
     ("search", "camera=[a]"): "camera: no such setting; did you mean cameras?",
     ("search", "false_match_rate=1"): "false_match_rate: Input should be less than 1; came 1",
+    ("group", "relations.esp=0.5"): "relations.esp: no such setting; did you mean relations.eps?",
+    ("group", "tracks=all"): "tracks: Input should be 'use' or 'ignore'; came 'all'",
+    ("group", "nowhere.yaml"): "nowhere.yaml, which is not there",
     ("ingest", "on_bad_imag=skip"): "on_bad_imag: no such setting; did you mean on_bad_image?",
     ("ingest", "shard_mb=0"): "shard_mb: Input should be greater than or equal to 1; came 0",
     ("ingest", "nowhere.yaml"): "nowhere.yaml, which is not there",
@@ -163,13 +176,15 @@ def test_a_wrong_argument_is_one_message_and_exit_code_2(answers, door, wrong):
         ("evaluate", "ConfigError", "a split named 'query' in"),
         ("export", "CheckpointError", "no such file"),
         ("extract", "ConfigError", "a split named 'gallery' in"),
+        ("group", "ShardError", "an embedding table in"),
         ("ingest", "LayoutError", "nowhere"),
         ("train", "ConfigError", "a split named 'train' in"),
     ],
 )
 def test_data_that_are_not_there_are_refused_before_ray_starts(homes, door, kind, message):
     nowhere = homes / "nowhere"
-    given = {"checkpoint": nowhere, "data.root": nowhere, "raw": nowhere, "out": homes / "out", "layout": "market1501"}
+    given = {"checkpoint": nowhere, "data.root": nowhere, "raw": nowhere, "table": nowhere, "layout": "market1501"}
+    given["out"] = homes / "out"
     known = {name for name, _, _ in fields(DOORS[door])}
     arguments = [f"{name}={value}" for name, value in given.items() if name in known]
     assert_refused(call(door, *arguments, home=homes / f"nowhere-{door}"), kind, message)

@@ -13,6 +13,7 @@ from gracl.learning.encoder import build_encoder
 from gracl.learning.fit import fit
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer, rate_factor
+from gracl.relations.grouping import group
 from gracl.relations.relate import relate
 from gracl.retrieval.expansion import expand
 from gracl.retrieval.reranking import reranked
@@ -20,6 +21,7 @@ from gracl.sections import (
     Checkpoints,
     EncoderSection,
     Expansion,
+    Grouping,
     Loss,
     Optim,
     Relations,
@@ -41,6 +43,7 @@ SECTIONS = [
         {"features", "epoch", "cameras", "previous", "find", "threads", "device", "progress", "overlap"},
     ),  # the last is fit's
     (EncoderSection, build_encoder, {"seed"}),
+    (Grouping, group, {"features", "cameras", "tracks", "threads", "device", "progress"}),
     (Loss, ProxyContrast, set()),
     (Optim, build_optimizer, {"parameters"}),
     (Schedule, rate_factor, {"epoch"}),

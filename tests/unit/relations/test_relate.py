@@ -9,14 +9,15 @@ from sklearn.metrics import adjusted_rand_score
 from gracl import measuring
 from gracl.errors import ClusteringCollapsed, ConfigError, GraclError
 from gracl.randomness import rng
-from gracl.relations import relate as relating
+from gracl.relations import steps
 from gracl.relations.cameras import camera_neighbors, camera_weights
 from gracl.relations.clusters import dbscan
 from gracl.relations.diagnostics import silhouette
 from gracl.relations.jaccard import jaccard_distance, reciprocal_weights, shared_distance
 from gracl.relations.lists import invert
 from gracl.relations.proxies import mine_proxies
-from gracl.relations.relate import find_here, relate
+from gracl.relations.relate import relate
+from gracl.relations.steps import find_here
 from gracl.similarity import Searcher, merged, nearest, shares
 from gracl.similarity.products import Product
 from tests.naive import proxies as naive_proxies
@@ -324,7 +325,7 @@ def test_one_cluster_in_a_sea_of_noise_asks_for_a_larger_eps():
     ],
 )
 def test_refuses_options_before_any_work(options, says, monkeypatch):
-    monkeypatch.setattr(relating, "camera_neighbors", never)
+    monkeypatch.setattr(steps, "camera_neighbors", never)
     with pytest.raises(ConfigError, match=says):
         relate(objects()[0], **{"k1": 10, "k2": 3, "find": never, **options})
 

@@ -127,7 +127,7 @@ def test_cameras_say_who_may_be_found(place, tmp_path):
 
 def test_re_ranking_orders_the_first_ones_anew(place):
     plain, again = (
-        run(place, k=10, **more)["results"] for more in ({}, {"rerank": 30, "reranking.k1": 5, "reranking.k2": 3})
+        run(place, k=10, **more)["results"] for more in ({}, {"rerank_first": 30, "reranking.k1": 5, "reranking.k2": 3})
     )
     assert any(
         [hit["path"] for hit in one["results"]] != [hit["path"] for hit in other["results"]]
@@ -141,7 +141,7 @@ def test_re_ranking_orders_the_first_ones_anew(place):
     assert shared
     assert all(hit["similarity"] == pytest.approx(known[hit["path"]], abs=1e-6) for hit in shared)
     with pytest.raises(ConfigError, match=r"more than reranking.k1=20 rows to re-rank; came 12"):
-        run(place, rerank=12)
+        run(place, rerank_first=12)
 
 
 def test_the_results_are_written_as_json_parquet_and_a_picture(place, tmp_path):
@@ -227,8 +227,8 @@ def test_more_pictures_can_be_added(place, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"rerank": 5, "k": 6}, "rerank of at least k=6; came 5"),
-        ({"reranking.k1": 5}, "rerank=N beside settings of it"),
+        ({"rerank_first": 5, "k": 6}, "rerank_first of at least k=6; came 5"),
+        ({"reranking.k1": 5}, "rerank_first=N beside settings of it"),
         ({"of": "pair"}, "false_match_rate beside of"),
         ({"shown": 5}, "out= beside settings of its picture; came shown=5"),
     ],

@@ -193,8 +193,8 @@ def look_up(
     features: Float32[ndarray, "queries dim"],
     cameras: Sequence[str | None],
 ) -> list[Hits]:
-    """What each query finds, most similar first; with `rerank_first` in the order of the re-ranked similarity, which stands
-    beside the plain one.
+    """What each query finds, most similar first; with `rerank_first` in the order of the re-ranked similarity, which
+    stands beside the plain one.
 
     Raises:
         ConfigError: cameras that the index does not know.

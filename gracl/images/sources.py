@@ -10,7 +10,7 @@ import pyarrow as pa
 from jaxtyping import Int64
 from numpy import ndarray
 
-from gracl.errors import ImageError, LayoutError, expected
+from gracl.errors import ImageError, LayoutError, ShardError, expected
 from gracl.images import storage
 from gracl.images.layouts.files import inside, is_image, is_utf8, list_files, shown, spelt
 from gracl.images.layouts.table import NOTHING, open_words, word_of
@@ -99,17 +99,30 @@ def _rows(paths: Sequence[str], cameras: Sequence[str] | None, tracks: Sequence[
     return pa.table(arrays, schema=LISTING_SCHEMA)
 
 
-def open_pictures(source: str) -> Callable[[Int64[ndarray, "rows"], Sequence[str]], Sequence[Encoded | Exception]]:
+def open_pictures(
+    source: str, *, digest: str = "", cache: str | None = None
+) -> Callable[[Int64[ndarray, "rows"], Sequence[str]], Sequence[Encoded | ImageError]]:
     """A way to read again what an embedding table was made of: by index where it was a split of shards, else by path.
 
     Args:
         source: as the table says: a split's folder, a folder or prefix of pictures, or a list.
+        digest: that a split must have; empty: any.
+        cache: node-local folder for shards of a remote root.
+
+    Raises:
+        ShardError: another split lies there now, or a torn one.
+        StorageError: the store does not answer.
     """
-    if storage.exists(manifest_uri(storage.parent(source), source.rpartition("/")[2])):
-        store = ShardStore.open(storage.parent(source), source.rpartition("/")[2])
-        return lambda indices, paths: store.read(indices)
-    root = storage.parent(source) if source.endswith((".csv", ".parquet")) else source
-    return lambda indices, paths: read_pictures(root, paths)
+    if source.endswith((".csv", ".parquet")):
+        return lambda indices, paths: read_pictures(storage.parent(source), paths)
+    root, split = storage.parent(source), source.rstrip("/").rpartition("/")[2]
+    if not storage.exists(manifest_uri(root, split)):
+        return lambda indices, paths: read_pictures(source, paths)
+    store = ShardStore.open(root, split, cache=cache)
+    if digest and store.digest != digest:
+        came = f"one of digest {store.digest[:12]}..."
+        raise ShardError(expected(f"the split {source} of digest {digest[:12]}...", came, "extract it again"))
+    return lambda indices, paths: store.read(indices)
 
 
 def read_pictures(root: str, paths: Sequence[str]) -> list[bytes | ImageError]:

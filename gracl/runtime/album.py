@@ -1,19 +1,16 @@
 """Pictures of an embedding table, from where the table says they came from, for those that are shown on a page."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy import ndarray
 from PIL import Image
 
-from gracl.errors import ImageError, ShardError, StorageError, expected
-from gracl.images import storage
+from gracl.errors import ImageError, ShardError, StorageError
 from gracl.images.decoding import decode
-from gracl.images.embeddings import Asked
 from gracl.images.loading import Encoded
-from gracl.images.shards import ShardStore
-from gracl.images.sources import read_pictures
+from gracl.images.sources import open_pictures
 
 # Pictures on a sheet are this high, and at most this wide: what is wider is laid into a grey field.
 HEIGHT, WIDTH = 96, 192
@@ -24,17 +21,17 @@ class Album:
     """Pictures by path and index. What cannot be read is a grey field, and `faults` holds why.
 
     Args:
-        asked: what the table was asked for.
+        source: where they lie, as the table says.
+        digest: of a split of shards; empty: any.
         cache: node-local folder for shards of a remote root.
     """
 
-    def __init__(self, asked: Asked, cache: str | None = None) -> None:
+    def __init__(self, source: str, digest: str = "", cache: str | None = None) -> None:
         self.faults: list[str] = []
         self.shown = 0
         self._why = ""
-        self._read: Callable[[list[str], Int64[ndarray, images]], Sequence[Encoded | ImageError]]
         try:
-            self._read = _reader(asked, cache)
+            self._read = open_pictures(source, digest=digest, cache=cache)
         except (ShardError, StorageError) as error:
             self._why = str(error)
 
@@ -43,7 +40,7 @@ class Album:
         self.shown += len(paths)
         found: Sequence[Encoded | Exception]
         try:
-            found = [ShardError(self._why)] * len(paths) if self._why else self._read(list(paths), indices)
+            found = [ShardError(self._why)] * len(paths) if self._why else self._read(indices, paths)
         except (ShardError, StorageError) as error:
             found = [error] * len(paths)
         return [self._decoded(one) for one in found]
@@ -64,29 +61,6 @@ class Album:
         return (
             f"{len(self.faults)} of {self.shown} pictures could not be read (grey fields), the first: {self.faults[0]}"
         )
-
-
-def _reader(
-    asked: Asked, cache: str | None
-) -> Callable[[list[str], Int64[ndarray, "images"]], Sequence[Encoded | ImageError]]:
-    """How pictures of this source are read.
-
-    Raises:
-        ShardError: another split lies there now.
-        StorageError: the store does not answer.
-    """
-    source = asked.source
-    if source.endswith((".csv", ".parquet")):
-        return lambda paths, indices: read_pictures(storage.parent(source), paths)
-    if not storage.exists(storage.join(source, "manifest.json")):
-        return lambda paths, indices: read_pictures(source, paths)
-    store = ShardStore.open(storage.parent(source), source.rstrip("/").rpartition("/")[2], cache=cache)
-    if store.digest != asked.data_digest:
-        came = f"one of digest {store.digest[:12]}..."
-        raise ShardError(
-            expected(f"the split {source} of digest {asked.data_digest[:12]}...", came, "extract it again")
-        )
-    return lambda paths, indices: store.read(indices)
 
 
 def _fitted(picture: UInt8[ndarray, "_ _ 3"]) -> UInt8[ndarray, "_ _ 3"]:

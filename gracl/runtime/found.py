@@ -13,9 +13,8 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from gracl.images import storage
-from gracl.images.decoding import decode
-from gracl.images.sources import open_pictures
 from gracl.retrieval.sheet import QUERY, UNJUDGED, Legend, SheetRow, draw_sheet
+from gracl.runtime.album import HEIGHT, Album
 
 _ACCEPTED = (0, 120, 50)
 LEGEND: Legend = ((QUERY, "query"), (_ACCEPTED, "taken for the same object"), (UNJUDGED, "not, or not asked"))
@@ -61,37 +60,32 @@ def write_results(
 
 def _sheet(asked: Asked, answers: Sequence[Mapping[str, Any]], root: str | None) -> bytes:
     """Queries and what they found, as far as the pictures can still be read."""
-    rows, count = [], len(answers)
-    own = open_pictures(asked.source)(asked.indices[:count], asked.paths[:count])
-    for number, answer in enumerate(answers):
+    albums: dict[str, Album] = {}
+
+    def pictures(source: str, hits: Sequence[Mapping[str, Any]]) -> list[ndarray]:
+        if source not in albums:
+            albums[source] = Album(source)
+        return albums[source].pictures(
+            [hit["path"] for hit in hits], np.array([hit["index"] for hit in hits], np.int64)
+        )
+
+    rows = []
+    for path, number, answer in zip(asked.paths, asked.indices, answers, strict=False):
         hits = answer["results"]
-        pictures: list[Any] = [None] * len(hits)
-        for source in {hit["source"] for hit in hits}:
-            places = [place for place, hit in enumerate(hits) if hit["source"] == source]
-            read = open_pictures(storage.absolute(root) if root else source)
-            indices = np.array([hits[place]["index"] for place in places], np.int64)
-            for place, picture in zip(places, read(indices, [hits[place]["path"] for place in places]), strict=True):
-                pictures[place] = picture
+        query = pictures(asked.source, [{"path": path, "index": number}])[0]
         rows.append(
             SheetRow(
-                query=_pixels(own[number]),
+                query=query,
                 query_caption=_short(answer["query"]),
-                gallery=[_pixels(picture) for picture in pictures],
+                gallery=[pictures(root or hit["source"], [hit])[0] for hit in hits],
                 captions=[f"{hit['similarity']:.2f}\n{_short(hit['path'])}" for hit in hits],
                 correct=[True if hit.get("same") else None for hit in hits],
                 note="" if answer.get("in_gallery", True) else "not in\nthe gallery",
             )
         )
     file = io.BytesIO()
-    draw_sheet(rows, height=128, title="", legend=LEGEND).save(file, format="PNG")
+    draw_sheet(rows, height=HEIGHT, title="", legend=LEGEND).save(file, format="PNG")
     return file.getvalue()
-
-
-def _pixels(picture: Any) -> ndarray:
-    """A picture, or grey where it cannot be read any more."""
-    if isinstance(picture, Exception):
-        return np.full((128, 64, 3), 200, np.uint8)
-    return decode(picture)
 
 
 def _short(path: str) -> str:

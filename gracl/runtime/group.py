@@ -267,7 +267,7 @@ def _page(
         ]
     figures += [[name, f"{summary[name]:.4g}"] for name in ("eps",) if name in summary]
     figures += [["table", table.root], ["source", table.asked.source], ["relations of", summary["relations_of"]]]
-    album = Album(table.asked, storage.absolute(config.cache) if config.cache else None)
+    album = Album(table.asked.source, table.asked.data_digest, storage.absolute(config.cache) if config.cache else None)
     settings = {f"relations.{name}": value for name, value in summary["relations"].items()}
     settings |= {"tracks": config.tracks, "model": table.asked.model}
     sections = parts(rows, found, known.cameras, album, figures=figures, settings=settings, each=config.groups)

@@ -147,7 +147,7 @@ def test_pictures_of_a_list_lie_beside_it(tmp_path):
 def test_pictures_of_shards_are_those_of_the_same_split(toy_shards):
     split = storage.join(str(toy_shards), "gallery")
     digest = ShardStore.open(str(toy_shards), "gallery").digest
-    whole, other = Album(asked(split, data_digest=digest)), Album(asked(split))
+    whole, other = Album(str(split), digest), Album(str(split), "another")
     (good,) = whole.pictures(["any"], np.array([2]))
     assert whole.told() == ""
     assert good.shape[0] == HEIGHT
@@ -171,7 +171,7 @@ def test_the_door_reads_no_identities(toy_shards, tmp_path, monkeypatch):
 def test_a_picture_too_wide_for_the_sheet_is_laid_into_a_field(tmp_path):
     (tmp_path / "wide.png").write_bytes(picture(0, height=10, width=200, kind="PNG"))
     (tmp_path / "broken.png").write_bytes(b"none")
-    album = Album(asked(tmp_path))
+    album = Album(str(tmp_path))
     wide, broken = album.pictures(["wide.png", "broken.png"], np.array([0, 1]))
     assert wide.shape == (HEIGHT, WIDTH, 3)
     assert (wide[0] == wide[0, 0]).all()

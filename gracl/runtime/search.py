@@ -128,14 +128,8 @@ def search(config: SearchConfig) -> dict[str, Any]:
     else:
         out = storage.absolute(config.out)
         with holding(out, f"the results in {out}"):
-            write_results(
-                out,
-                asked,
-                answers,
-                result,
-                shown=config.shown,
-                root=storage.absolute(config.root) if config.root else None,
-            )
+            root = storage.absolute(config.root) if config.root else None
+            write_results(out, asked, answers, result, shown=config.shown, root=root)
         result["out"] = out
         say(f"{len(answers)} queries answered in {out}")
     result["search_seconds"] = round(seconds, 4)

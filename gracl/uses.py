@@ -182,7 +182,7 @@ class IndexConfig(Section):
         "auto",
         description="flat: every row is looked at; hnsw, ivf_pq: not all; auto: flat up to 200,000 rows, ivf_pq above",
     )
-    effort: Count = Field(0, description="what a question looks at: efSearch of hnsw, cells of ivf_pq; 0: 256, a 32nd")
+    effort: Count = Field(0, description="what a question looks at: efSearch of hnsw, cells of ivf_pq; 0: finds 95 %")
     threads: Count = Field(0, description="CPU threads; 0: as many as there are")
 
     @model_validator(mode="after")

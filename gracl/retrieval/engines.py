@@ -20,7 +20,7 @@ FLAT_ROWS = 200_000
 # A product quantiser of 8 bits learns 256 words and wants more rows than that for each cell, too.
 PQ_ROWS = 10_000
 _LINKS, _BUILD_EFFORT = 32, 80
-_ROWS_A_CELL = 64
+_ROWS_A_CELL = 40
 _BLOCK = 2**16
 
 
@@ -36,15 +36,21 @@ class Engine:
         kind: "flat" looks at every row; "hnsw" walks a graph over rows of 8 bits a value; "ivf_pq" looks into the
             nearest of 4 sqrt(N) cells, at rows of dim / 8 bytes.
         index: faiss's, filled.
-        effort: what a question looks at: efSearch of hnsw, cells of ivf_pq; 0: 256, and a 32nd of the cells (8 at
-            least).
+        effort: what a question looks at: efSearch of hnsw, cells of ivf_pq; 0: the least of `efforts`.
     """
 
     def __init__(self, kind: Kind, index: Any, effort: int = 0) -> None:
         self.kind = kind
         self._index = index
-        cells = int(getattr(index, "nlist", 0))
-        self.effort = effort or (min(cells, max(8, cells // 32)) if kind == "ivf_pq" else 256)
+        self.effort = effort or self.efforts()[0]
+
+    def efforts(self) -> list[int]:
+        """Efforts to choose from, each twice the one before, up to all cells or as far as a graph is still quick."""
+        if self.kind == "flat":
+            return [1]
+        most = int(self._index.nlist) if self.kind == "ivf_pq" else 2048
+        least = max(1, most // 64) if self.kind == "ivf_pq" else 64
+        return [min(most, least * 2**step) for step in range(7) if least * 2**step < 2 * most]
 
     @classmethod
     def make(cls, kind: Kind, sample: Feature[ndarray, "sample dim"], rows: int, effort: int) -> "Engine":

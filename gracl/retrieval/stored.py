@@ -37,6 +37,8 @@ from gracl.similarity import top_k
 from gracl.types import EMPTY, Feature
 
 RECALL_AT, RECALL_ROWS = 10, 200
+# Where nobody says how much a question looks at, it is as much as finds so many of the true nearest.
+WANTED_RECALL = 0.95
 # Candidates of an engine that holds the rows coarsely, for each result that is asked for.
 _SPARE = {"flat": 1, "hnsw": 4, "ivf_pq": 20}
 _MORE = 16
@@ -72,7 +74,7 @@ def build(
         rows: in all of them together.
         origin: of the table.
         kind: of the engine; None: by the number of rows.
-        effort: of a question, see `Engine`; 0: the kind's own.
+        effort: of a question, see `Engine`; 0: the least that reaches a recall of `WANTED_RECALL`.
         progress: called with the number of rows that an engine took in.
 
     Raises:
@@ -286,25 +288,36 @@ def _finish(
         name = f"engine-{facts.segments[-1].number:04}.faiss"
         engine.write(place / name)
         flush(place / name)
-        facts = replace(facts, engine=name, engine_sha256=sha256_of(place / name))
+        # 0 until it is measured, which needs the index to be there.
+        facts = replace(facts, engine=name, engine_sha256=sha256_of(place / name), recall=0.0)
     write_facts(place, facts)
     if facts.kind != "flat":
-        facts = replace(facts, recall=_recall(StoredIndex(place)))
+        facts = _measured(StoredIndex(place))
         write_facts(place, facts)
     tidy(place, facts)
     return facts
 
 
-def _recall(index: StoredIndex) -> float:
-    """The share of the true nearest of some stored rows, themselves not counted, that a search finds."""
+def _measured(index: StoredIndex) -> Facts:
+    """The facts of an index with its recall: the share of the true nearest of some stored rows, themselves not counted,
+    that a search finds; and with the effort, where none was asked for."""
     drawn = np.sort(rng(0, "recall").permutation(len(index))[:RECALL_ROWS])
     query, k = index.features(drawn), min(len(index), RECALL_AT + 1)
-    found, true = index.search(query, k)[0], index.exact(query, k)[0]
-    hits = total = 0
-    for row, one, other in zip(drawn, found, true, strict=True):
-        wanted = other[other != row][: k - 1]
-        hits, total = hits + len(np.intersect1d(one[one != row][: k - 1], wanted)), total + len(wanted)
-    return hits / total if total else 1.0
+    true = _others(drawn, index.exact(query, k)[0])
+    recall = 1.0
+    for effort in [index.facts.effort] if index.facts.effort else index.engine.efforts():
+        index.engine.effort = effort
+        found = _others(drawn, index.search(query, k)[0])
+        hits = sum(len(np.intersect1d(one, other)) for one, other in zip(found, true, strict=True))
+        recall = hits / max(1, sum(map(len, true)))
+        if recall >= WANTED_RECALL:
+            break
+    return replace(index.facts, recall=recall, effort=index.engine.effort)
+
+
+def _others(rows: Int64[ndarray, "rows"], found: Int64[ndarray, "rows k"]) -> list[Int64[ndarray, "_"]]:
+    """What each row found beside itself, as many as all can have."""
+    return [line[line != row][: found.shape[1] - 1] for row, line in zip(rows, found, strict=True)]
 
 
 def _sample(features: Feature[ndarray, "rows dim"], size: int) -> Feature[ndarray, "sample dim"]:

@@ -30,8 +30,10 @@ def table():
 
 
 @pytest.fixture(scope="module")
-def query():
-    return unit(np.random.default_rng(1), 7, DIM)
+def query(table):
+    dice = np.random.default_rng(1)
+    moved = table[dice.permutation(ROWS)[:40]] + 0.3 * unit(dice, 40, DIM)
+    return moved / np.linalg.norm(moved, axis=1, keepdims=True)
 
 
 def parts(features, cut=5000, first=0):
@@ -64,7 +66,7 @@ def test_what_is_found_is_what_all_rows_say(index, table, query):
     found, similarities = index.search(query, 10)
     wanted = naive(table, query, 10)
     hits = np.mean([len(np.intersect1d(one, other)) / 10 for one, other in zip(found, wanted, strict=True)])
-    assert hits == 1 if index.facts.kind == "flat" else hits >= 0.8
+    assert hits == 1 if index.facts.kind == "flat" else hits >= 0.85
     np.testing.assert_allclose(similarities, np.einsum("qd,qkd->qk", query, table[found]), rtol=0, atol=1e-6)
     assert (np.diff(similarities, axis=1) <= 0).all()
 
@@ -77,7 +79,16 @@ def test_the_recall_that_is_told_is_the_one_that_is_had(index, table):
         for row, one, other in zip(rows, found, true, strict=True)
     ]
     assert index.facts.recall == pytest.approx(np.mean(hits), abs=0.05)
-    assert index.facts.recall == 1 if index.facts.kind == "flat" else 0.8 < index.facts.recall <= 1
+    assert index.facts.recall == 1 if index.facts.kind == "flat" else 0.95 <= index.facts.recall <= 1
+
+
+def test_an_effort_that_is_asked_for_is_kept_and_told(tmp_path):
+    table = unit(np.random.default_rng(2), ROWS, DIM)  # without bunches: neighbours lie in many cells
+    few = build(tmp_path / "few", parts(table), ROWS, ORIGIN, kind="ivf_pq", effort=2)
+    assert (few.effort, StoredIndex(tmp_path / "few").engine.effort) == (2, 2)
+    own = build(tmp_path / "own", parts(table), ROWS, ORIGIN, kind="ivf_pq")
+    assert own.effort == StoredIndex(tmp_path / "own").engine.effort > 2
+    assert few.recall < 0.9 < 0.95 <= own.recall
 
 
 def test_rows_that_are_not_allowed_are_not_found(index, table, query):

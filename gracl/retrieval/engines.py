@@ -50,7 +50,8 @@ class Engine:
             return [1]
         most = int(self._index.nlist) if self.kind == "ivf_pq" else 2048
         least = max(1, most // 64) if self.kind == "ivf_pq" else 64
-        return [min(most, least * 2**step) for step in range(7) if least * 2**step < 2 * most]
+        doubled = [least * 2**step for step in range(7)]
+        return [*(effort for effort in doubled if effort < most), most]
 
     @classmethod
     def make(cls, kind: Kind, sample: Feature[ndarray, "sample dim"], rows: int, effort: int) -> "Engine":

@@ -1,6 +1,6 @@
 """serve(config): pictures in over HTTP, features and ranked results out, until it is told to stop."""
 
-import os
+import logging
 import signal
 import socket
 import threading
@@ -36,8 +36,7 @@ def serve(config: ServeConfig) -> dict[str, Any]:
     demand = Demand(cpus, config.replicas * config.replica_gpus, parts, advice="lower replicas or replica_cpus")
     module = need_serve()
     started = time.monotonic()
-    # Ray Serve notes every request in its files; ours counts them.
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with _told_to_stop() as stop, session(demand):
         if module.status().proxies:
             do = "serve run deploy.serve:app adds an application to it"

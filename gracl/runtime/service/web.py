@@ -185,7 +185,7 @@ class Service:
 
     async def _astray(self, request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        ways = "GET /, /about, /healthz, /metrics, /picture/<row>; POST /embed, /search"
+        ways = "one of GET /, /about, /healthz, /metrics, /picture/<row>; POST /embed, /search"
         self.counters.answered("other", status, 0.0)
         return _refused(Refusal(status, ways, f"{request.method} {request.url.path}"[:200], "ask one of these"))
 

@@ -1,6 +1,7 @@
 """serve(config): pictures in over HTTP, features and ranked results out, until it is told to stop."""
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -8,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import ray
 
 from gracl.errors import ConfigError, GraclError, expected
 from gracl.runtime.progress import say
@@ -35,16 +38,17 @@ def serve(config: ServeConfig) -> dict[str, Any]:
     parts = f"{config.replicas} replicas x {config.replica_cpus:g}, 1 for the gate"
     demand = Demand(cpus, config.replicas * config.replica_gpus, parts, advice="lower replicas or replica_cpus")
     module = need_serve()
-    started = time.monotonic()
+    started, private = time.monotonic(), not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with _told_to_stop() as stop, session(demand):
+    with session(demand):
         if module.status().proxies:
             do = "serve run deploy.serve:app adds an application to it"
             raise ConfigError(expected("a cluster without Ray Serve", "one that serves already", do))
         try:
             module.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
             try:
-                handle = module.run(application(settled), name=NAME, route_prefix="/")
+                quiet = {"enable_access_log": False}  # it would write a line for each request; /metrics counts them
+                handle = module.run(application(settled), name=NAME, logging_config=quiet)
             except RuntimeError as error:
                 came = str(error)[-2000:]
                 raise GraclError(expected("a service that starts", came, "see Ray's logs of the session")) from error
@@ -52,10 +56,13 @@ def serve(config: ServeConfig) -> dict[str, Any]:
             say(f"serving at {url} after {time.monotonic() - started:.0f} s, model {settled.model[:12]}; Ctrl-C stops")
             if config.host not in LOOPBACK:
                 say("whoever reaches this address may ask: put a proxy that knows its users before it")
-            stop.wait()
-            totals: dict[str, int] = handle.totals.remote().result(timeout_s=30)
+            with _told_to_stop() as stop:
+                stop.wait()
+                totals: dict[str, int] = handle.totals.remote().result(timeout_s=30)
         finally:
-            module.shutdown()
+            module.delete(NAME)  # which waits for those that were let in
+            if not private:  # ours ends with the session; to be told of it by Ray Serve makes it print errors
+                module.shutdown()
     return {"url": url, "model": settled.model, **totals, "seconds": round(time.monotonic() - started, 1)}
 
 

@@ -74,7 +74,7 @@ def _file_in(body: bytes, kind: str) -> bytes:
         raise Refusal(400, "a form with its boundary", kind[:80], "send the picture as the body instead")
     boundary = (found[1] or found[2]).encode()
     parts = (b"\r\n" + body).split(b"\r\n--" + boundary, 3)
-    if len(parts) < 3 or not parts[-1].startswith(b"--"):
+    if len(parts) != 3 or not parts[-1].startswith(b"--"):
         came = "more than one part, or an end that is missing"
         raise Refusal(400, "a form with one file", came, "send one picture; settings go into the address")
     head, _, content = parts[1].partition(b"\r\n\r\n")

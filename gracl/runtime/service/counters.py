@@ -1,11 +1,12 @@
 """What a service counts of itself, in the text form that Prometheus reads."""
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -39,6 +40,7 @@ class Counters:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()
         self.seconds: dict[str, Histogram] = {}
+        self.stages: dict[str, Histogram] = {}
         self.batches = Histogram(SIZES)
         self.under_way = 0
 
@@ -46,6 +48,10 @@ class Counters:
         """Counts one answer, refusals among them."""
         self.requests[way, status] += 1
         self.seconds.setdefault(way, Histogram(SECONDS)).add(seconds)
+
+    def stage(self, name: str, begun: float) -> None:
+        """Counts the seconds since `begun` for one of the things that a request waits for."""
+        self.stages.setdefault(name, Histogram(SECONDS)).add(time.perf_counter() - begun)
 
     def totals(self) -> dict[str, int]:
         """Answers in all, those that were refused (4xx), put off (503) and failed (500)."""
@@ -64,6 +70,10 @@ class Counters:
         lines += ["# TYPE gracl_request_seconds histogram"]
         for way, histogram in sorted(self.seconds.items()):
             lines += histogram.lines("gracl_request_seconds", f'way="{way}"')
+        lines += ["# HELP gracl_stage_seconds Until a picture is read, described, looked up."]
+        lines += ["# TYPE gracl_stage_seconds histogram"]
+        for stage, histogram in sorted(self.stages.items()):
+            lines += histogram.lines("gracl_stage_seconds", f'stage="{stage}"')
         lines += ["# HELP gracl_batch_size Pictures described together.", "# TYPE gracl_batch_size histogram"]
         lines += self.batches.lines("gracl_batch_size")
         lines += ["# HELP gracl_under_way Requests with a seat in the queue.", "# TYPE gracl_under_way gauge"]

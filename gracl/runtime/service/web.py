@@ -116,13 +116,16 @@ class Service:
             self._pace += 0.1 * (time.perf_counter() - begun - self._pace)
 
     async def _described(self, request: Request) -> Described:
-        limits = self._limits
+        limits, begun = self._limits, time.perf_counter()
         picture = await picture_in(
             request, most_bytes=limits.most_bytes, most_pixels=limits.most_pixels, seconds=limits.seconds
         )
+        self.counters.stage("read", begun)
+        begun = time.perf_counter()
         found = await self._describe(picture)
+        self.counters.stage("describe", begun)
         if found.tells:
-            self.counters.batches.add(found.batch)
+            self.counters.batches.add(float(found.batch))
         if found.feature is None:
             raise refusal_of(ImageError(found.reason), 400, "send a whole picture")
         return found
@@ -139,11 +142,12 @@ class Service:
         question = question_of(request, self._limits.most_k)
         with self._seat():
             found = await self._described(request)
-            loop = asyncio.get_running_loop()
+            loop, begun = asyncio.get_running_loop(), time.perf_counter()
             try:
                 answer = await loop.run_in_executor(self._index, gallery.find, found.feature, question)
             except ConfigError as error:
                 raise refusal_of(error, 400) from error
+            self.counters.stage("look up", begun)
         for hit in answer["results"]:
             hit["picture"] = f"picture/{hit['row']}"
         return _json(answer)

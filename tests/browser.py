@@ -51,7 +51,9 @@ class Browser:
         deadline = time.monotonic() + seconds
         while not self.value(expression):
             if time.monotonic() > deadline:
-                raise AssertionError(f"not true after {seconds:g} s: {expression}\n{self.value('document.body.innerText')}")
+                raise AssertionError(
+                    f"not true after {seconds:g} s: {expression}\n{self.value('document.body.innerText')}"
+                )
             time.sleep(0.1)
 
     def choose(self, selector: str, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The service as people start it: `deploy/serve.py` with Ray Serve on a private Ray; asked, overfilled, harmed, seen."""
+"""The service as people start it: `deploy/serve.py` with Ray Serve on a private Ray: asked, overfilled, harmed."""
 
 import asyncio
 import json

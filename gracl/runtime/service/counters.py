@@ -56,7 +56,9 @@ class Counters:
     def totals(self) -> dict[str, int]:
         """Answers in all, those that were refused (4xx), put off (503) and failed (500)."""
         groups = {"refused": range(400, 500), "put_off": (503,), "failed": (500,)}
-        told = {name: sum(self.requests[one] for one in self.requests if one[1] in some) for name, some in groups.items()}
+        told = {
+            name: sum(self.requests[one] for one in self.requests if one[1] in some) for name, some in groups.items()
+        }
         return {"answers": self.requests.total(), **told}
 
     def text(self) -> str:

@@ -88,7 +88,7 @@ class Gate:
         limits = Limits(config.queue, config.max_mb * 2**20, config.max_pixels, float(config.body_s), config.max_k)
         self.service = Service(self._describe, settled.model, gallery, ready=self._ready, limits=limits)
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201  Ray Serve asks for this name
+    def __serve_build_asgi_app__(self) -> Any:  # Ray Serve asks for this name
         return self.service.app
 
     async def totals(self) -> dict[str, int]:

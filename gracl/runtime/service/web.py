@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from jaxtyping import Float32
+from numpy import ndarray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -115,7 +117,7 @@ class Service:
             self.counters.under_way -= 1
             self._pace += 0.1 * (time.perf_counter() - begun - self._pace)
 
-    async def _described(self, request: Request) -> Described:
+    async def _described(self, request: Request) -> Float32[ndarray, "dim"]:
         limits, begun = self._limits, time.perf_counter()
         picture = await picture_in(
             request, most_bytes=limits.most_bytes, most_pixels=limits.most_pixels, seconds=limits.seconds
@@ -128,23 +130,22 @@ class Service:
             self.counters.batches.add(float(found.batch))
         if found.feature is None:
             raise refusal_of(ImageError(found.reason), 400, "send a whole picture")
-        return found
+        return found.feature
 
     async def _embed(self, request: Request) -> Response:
         _known(request, ())
         with self._seat():
-            found = await self._described(request)
-        feature = found.feature.tolist() if found.feature is not None else []
-        return _json({"model": self._model, "size": len(feature), "feature": feature})
+            feature = await self._described(request)
+        return _json({"model": self._model, "size": len(feature), "feature": feature.tolist()})
 
     async def _search(self, request: Request) -> Response:
         gallery = self._gallery_or_refusal()
         question = question_of(request, self._limits.most_k)
         with self._seat():
-            found = await self._described(request)
+            feature = await self._described(request)
             loop, begun = asyncio.get_running_loop(), time.perf_counter()
             try:
-                answer = await loop.run_in_executor(self._index, gallery.find, found.feature, question)
+                answer = await loop.run_in_executor(self._index, gallery.find, feature, question)
             except ConfigError as error:
                 raise refusal_of(error, 400) from error
             self.counters.stage("look up", begun)

@@ -1,8 +1,8 @@
 """The service under load on loopback: p50 and p99 at stated rates, and what becomes of requests beyond what it can do.
 
 Starts `deploy/serve.py`, asks `POST /search` with pictures of the gallery at each rate (a constant one; nobody waits
-for an answer before the next is sent), and stops it. Each answer is looked at: a picture of the gallery must find itself.
-Seconds count from when a request was due. The asking process uses the same cores.
+for an answer before the next is sent), and stops it. Each answer is looked at: a picture of the gallery must find
+itself. Seconds count from when a request was due. The asking process uses the same cores.
 
     python -m benchmarks.bench_serve checkpoint=demo/runs/demo/epoch-0010 index=index pictures=gallery \
         rates=5,10,20,40,80,160 seconds=20 out=serve.json

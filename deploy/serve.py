@@ -11,7 +11,6 @@ from typing import Any
 
 from gracl.cli import door, load_config
 from gracl.errors import ConfigError, expected
-from gracl.runtime.service.deployments import application, settle
 from gracl.uses import ServeConfig
 
 
@@ -21,6 +20,8 @@ def app(arguments: dict[str, str]) -> Any:
     Raises:
         ConfigError, GraclError: as the command.
     """
+    from gracl.runtime.service.deployments import application, settle  # the command's help need not wait for torch
+
     config = load_config(ServeConfig, [f"{name}={value}" for name, value in arguments.items()])
     unused = sorted({"host", "port"} & config.model_fields_set)
     if unused:

@@ -22,7 +22,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
 # The door's file says which config it takes.
 CONFIGS = vars(config) | vars(experiments) | vars(uses)
-DOOR_FILES = {path.stem: path for path in [*sorted(ROOT.glob("pipelines/*.py")), ROOT / "deploy/serve.py"]}
+DOOR_FILES = {path.stem: path for path in [ROOT / "deploy/serve.py", *sorted(ROOT.glob("pipelines/*.py"))]}
 DOORS = {door: CONFIGS[re.findall(r"\bdoor\((\w+),", path.read_text())[0]] for door, path in DOOR_FILES.items()}
 SETTINGS = {name: field for schema in DOORS.values() for name, field, _ in fields(schema)}
 SECTIONS = {name.split(".")[0] for name in SETTINGS if "." in name}

@@ -76,7 +76,7 @@ REFUSED = {
     ("extract", "nowhere.yaml"): "nowhere.yaml, which is not there",
     ("index", "kid=flat"): "kid: no such setting; did you mean kind?",
     ("index", "kind=lsh"): "kind: Input should be 'auto', 'flat', 'hnsw' or 'ivf_pq'; came 'lsh'",
-    ("serve", "prot=80"): "prot: no such setting; did you mean port?",
+    ("serve", "ports=80"): "ports: no such setting; did you mean port?",
     ("serve", "port=70000"): "port: Input should be less than or equal to 65535; came 70000",
     ("serve", "nowhere.yaml"): "nowhere.yaml, which is not there",
     ("search", "camera=[a]"): "camera: no such setting; did you mean cameras?",

@@ -40,12 +40,20 @@ class Running:
     out: str = ""
     err: str = ""
     code: int | None = None
+    told: bool = False
     said: dict[str, Any] = field(default_factory=dict)
 
-    def stop(self, seconds: float = 90.0) -> None:
-        """Ctrl-C, and the wait for its end."""
-        if self.process.poll() is None:
+    def interrupt(self) -> None:
+        """Ctrl-C, once: a second one would end it at once."""
+        if not self.told and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
+        self.told = True
+
+    def stop(self, seconds: float = 90.0) -> None:
+        """Ctrl-C, and the wait for its end; a second call does nothing."""
+        if self.code is not None:
+            return
+        self.interrupt()
         try:
             self.out, self.err = self.process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:

@@ -63,7 +63,7 @@ class Describer:
         where = torch.device(device)
         self._describe = Description(encoder.to(where), view, 1, threads, autocast(where, "float32"), flip)
 
-    def __call__(self, pictures: Sequence[bytes]) -> list[Described]:
+    def __call__(self, pictures: list[bytes]) -> list[Described]:
         """What becomes of each; one that is torn does no harm to the others."""
         describe = replace(self._describe, batch=max(1, len(pictures)))
         table, bad = describe.readable(lambda rows: [pictures[row] for row in rows], len(pictures))

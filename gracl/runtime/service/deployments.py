@@ -16,6 +16,7 @@ from gracl.retrieval.stored import check_model
 from gracl.runtime.checkpoints import load_model
 from gracl.runtime.search import use_threads
 from gracl.runtime.service.answering import Described, Describer, Gallery
+from gracl.runtime.service.batching import Together
 from gracl.runtime.service.refusals import Refusal
 from gracl.runtime.service.web import Limits, Service
 from gracl.uses import ServeConfig
@@ -113,29 +114,35 @@ class Gate:
         return True
 
 
+class Encoders:
+    """A replica that describes pictures, as many together as wait.
+
+    Raises:
+        GraclError: the checkpoint is not any more what it was when the service was settled.
+    """
+
+    def __init__(self, settled: Settled) -> None:
+        config = settled.config
+        device = "cuda" if config.replica_gpus else "cpu"
+        describer = Describer(settled.checkpoint, flip=settled.flip, threads=config.threads, device=device)
+        if describer.model != settled.model:
+            came = f"another one, {describer.model[:12]}"
+            raise GraclError(expected(f"the model {settled.model[:12]}", came, "leave checkpoints as they are"))
+        self._model = describer.model
+        self._together = Together(describer, most=config.batch, wait=config.batch_wait_ms / 1000)
+
+    async def describe(self, picture: bytes) -> Described:
+        """What becomes of a picture."""
+        return await self._together(picture)
+
+    async def model(self) -> str:
+        """Which model it is; answered while pictures are described, too."""
+        return self._model
+
+
 def application(settled: Settled) -> Any:
     """The application that `ray.serve.run` takes."""
     serve, config = need_serve(), settled.config
-
-    class Encoders:
-        """Replicas that describe pictures, as many together as have come within a moment."""
-
-        def __init__(self, settled: Settled) -> None:
-            device = "cuda" if settled.config.replica_gpus else "cpu"
-            threads = settled.config.threads
-            self._describer = Describer(settled.checkpoint, flip=settled.flip, threads=threads, device=device)
-            if self._describer.model != settled.model:
-                came = f"another one, {self._describer.model[:12]}"
-                raise GraclError(expected(f"the model {settled.model[:12]}", came, "leave checkpoints as they are"))
-
-        @serve.batch(max_batch_size=config.batch, batch_wait_timeout_s=config.batch_wait_ms / 1000)  # type: ignore[untyped-decorator]
-        async def describe(self, pictures: list[bytes]) -> list[Described]:
-            # Aside, so that the next batch can gather and health is answered meanwhile.
-            return await asyncio.to_thread(self._describer, pictures)
-
-        async def model(self) -> str:
-            """Which model it is."""
-            return self._describer.model
 
     encoders = serve.deployment(
         name="Encoders",

@@ -112,12 +112,13 @@ async def _until_ready(service: Running, deadline: float) -> None:
 @dataclass(frozen=True)
 class Told:
     """What became of one request: status (0 where there was no answer), seconds since it was due, is the answer right,
-    is there a Retry-After."""
+    is there a Retry-After, and why there was none."""
 
     status: int
     seconds: float
     right: bool
     retry_after: bool
+    error: str = ""
 
 
 async def ask_at(url: str, pictures: Sequence[tuple[str, bytes]], rate: float, seconds: float) -> list[Told]:
@@ -131,8 +132,8 @@ async def ask_at(url: str, pictures: Sequence[tuple[str, bytes]], rate: float, s
                     said = await answer.json()
                     right = answer.status != 200 or said["results"][0]["path"] == name
                     return Told(answer.status, time.perf_counter() - due, right, "retry-after" in answer.headers)
-            except (aiohttp.ClientError, TimeoutError):
-                return Told(0, time.perf_counter() - due, False, False)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                return Told(0, time.perf_counter() - due, False, False, repr(error)[:80])
 
         begun, asked = time.perf_counter(), []
         for number in range(round(rate * seconds)):
@@ -162,6 +163,7 @@ def figures(told: Sequence[Told], rate: float, seconds: float) -> dict[str, Any]
         "put_off_p99_ms": quantile(put_off, 0.99),
         "put_off_without_retry_after": sum(one.status == 503 and not one.retry_after for one in told),
         "without_an_answer": statuses[0],
+        "why": dict(Counter(one.error for one in told if one.error)),
         "wrong_answers": sum(not one.right for one in told if one.status == 200),
         "load_average": [round(value, 2) for value in os.getloadavg()],
     }

@@ -19,8 +19,8 @@ from gracl.runtime.session import Demand, session
 from gracl.uses import ServeConfig
 
 NAME = "gracl"
-# Ray Serve's 5 s are shorter than the patience of clients and proxies (15 to 60 s): they would send into lines that are
-# being closed. 118 of 3,200 requests were lost so, before they had come in, on a machine that was too busy.
+# Ray Serve's 5 s are shorter than the patience of clients and proxies (15 to 60 s), who would send into lines that are
+# being closed.
 KEEP_ALIVE_S = 75
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

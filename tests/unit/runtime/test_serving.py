@@ -150,3 +150,16 @@ def test_a_refusal_keeps_the_three_parts_of_an_error():
     assert refusal_of(ConfigError("expected a; came b; do c"), 400, "do d").do == "do d"
     other = refusal_of(ConfigError("something else"), 400)
     assert other.came == "something else"
+
+
+def test_serve_run_gets_an_application_with_a_gate_and_encoders(place):  # noqa: F811
+    serve = pytest.importorskip(
+        "ray.serve", reason="Ray Serve is not installed: pip install 'gracl[serve]'", exc_type=ImportError
+    )
+    built = app({"index": str(place / "index"), "batch": "3", "queue": "7", "replicas": "2"})
+    assert isinstance(built, serve.Application)
+    gate = built._bound_deployment
+    assert (gate.name, gate.num_replicas, gate.max_ongoing_requests) == ("Gate", 1, 7 + deployments.SPARE)
+    settled, encoders = gate.init_args
+    assert settled.config.batch == 3
+    assert (encoders._bound_deployment.name, encoders._bound_deployment.num_replicas) == ("Encoders", 2)

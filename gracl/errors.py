@@ -40,6 +40,10 @@ class ImageError(GraclError):
     exit_code = 2
 
 
+class LargePicture(ImageError):
+    """A picture of more pixels than anybody is to decode."""
+
+
 class CoverageError(GraclError):
     """A gathered feature table in which an image is missing or stands twice."""
 

@@ -1,5 +1,5 @@
 """What the doors may ask for that use a checkpoint or its embeddings: extract, group, evaluate,
-review, publish. As `config.py`."""
+review, publish, serve. As `config.py`."""
 
 from typing import Any, Literal
 
@@ -246,6 +246,41 @@ class SearchConfig(Section):
             "out= beside settings of its picture",
             f"shown={self.shown}, root={self.root}",
             "name out, or leave them out",
+        )
+        return self
+
+
+class ServeConfig(Section):
+    """A service over HTTP: embeddings of pictures that are sent, and what of an index is most like them."""
+
+    checkpoint: str | None = Field(None, description="folder of the model; default: where the index's table says")
+    index: str | None = Field(
+        None, description="folder of an index, as pipelines/index.py makes it; without it only embeddings are served"
+    )
+    root: str | None = Field(None, description="where the gallery's pictures lie now; default: where they were found")
+    flip: bool | None = Field(None, description="average with the mirror image's feature; default: as in the index")
+    host: str = Field("127.0.0.1", description="address to listen at; others than loopback let everybody in")
+    port: Positive = Field(8000, le=65535, description="port to listen at")
+    batch: Positive = Field(16, description="pictures that are described together, at most")
+    batch_wait_ms: Count = Field(5, description="how long the first picture of a batch waits for others")
+    queue: Positive = Field(64, description="requests that are read, wait or are answered at one time; others get 503")
+    max_mb: Positive = Field(16, description="size of a request, at most, in MiB")
+    max_pixels: Positive = Field(50_000_000, le=178_956_970, description="pixels of a picture, at most")
+    max_k: Positive = Field(100, description="results of a search, at most")
+    body_s: Positive = Field(30, description="seconds that a request may take to arrive")
+    replicas: Positive = Field(1, description="processes that describe pictures")
+    replica_cpus: float = Field(1, ge=0, description="CPUs reserved by each of them")
+    replica_gpus: float = Field(0, ge=0, description="GPUs reserved by each; with any it describes on a GPU")
+    threads: Positive = Field(1, description="CPU threads of each, and of the search")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ServeConfig":
+        refuse_unless(
+            bool(self.checkpoint or self.index), "checkpoint or index", "neither", "name a model, an index, or both"
+        )
+        refuse_unless(bool(self.index) or self.root is None, "index beside root", "none", "leave out root")
+        refuse_unless(
+            bool(self.index) or "max_k" not in self.model_fields_set, "index beside max_k", "none", "leave out max_k"
         )
         return self
 

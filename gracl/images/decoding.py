@@ -3,14 +3,26 @@
 What the file claims is looked at before anything is made of it, by the checks that stand there.
 """
 
+import io
 from contextlib import suppress
 
 import simplejpeg
 from jaxtyping import UInt8
 from numpy import ndarray
+from PIL import Image, UnidentifiedImageError
 
-from gracl.errors import ImageError
-from gracl.images.preprocess import JPEG, Refused, decoded, orientation_of_jpeg, refuse_large, refuse_passes, upright
+from gracl.errors import ImageError, LargePicture, expected
+from gracl.images.preprocess import (
+    FORMATS,
+    JPEG,
+    MAX_PIXELS,
+    Refused,
+    decoded,
+    orientation_of_jpeg,
+    refuse_large,
+    refuse_passes,
+    upright,
+)
 
 _INKS = ("CMYK", "YCCK")
 
@@ -45,3 +57,23 @@ def _by_simplejpeg(content: bytes) -> UInt8[ndarray, "height width 3"]:
     refuse_passes(content, width * height)
     picture: ndarray = simplejpeg.decode_jpeg(content, "RGB")
     return upright(picture, orientation_of_jpeg(content))
+
+
+def claimed(image: bytes) -> tuple[str, int, int]:
+    """Format (one of `FORMATS`), width and height that the head of a picture file claims. Nothing is decoded: what is
+    behind the head may be torn.
+
+    Raises:
+        ImageError: no head of a picture, or of a format that no raw folder has.
+        LargePicture: so many pixels that Pillow does not even look further.
+    """
+    try:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as picture:
+            form = "JPEG" if picture.format == "MPO" else str(picture.format)  # a JPEG with more of them behind it
+            return form, picture.width, picture.height
+    except Image.DecompressionBombError as error:
+        raise LargePicture(expected(f"at most {MAX_PIXELS} pixels", str(error), "make the picture smaller")) from error
+    except Exception as error:  # bytes that are no picture can fail in the decoders in any way
+        reason = "no format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
+        came = f"{len(image)} bytes starting with {image[:8]!r} ({reason})"
+        raise ImageError(expected("the bytes of a picture", came, "replace or remove the file")) from error

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from gracl.images.sources import Listing, list_source, read_pictures
 from gracl.learning.fit import autocast
 from gracl.learning.identity import model_digest
 from gracl.locks import holding
+from gracl.retrieval.calibration import Calibration
 from gracl.retrieval.engines import need_faiss
 from gracl.retrieval.index_files import Some
 from gracl.retrieval.reranking import reranked
@@ -54,7 +55,7 @@ def index(config: IndexConfig) -> dict[str, Any]:
     asked = table.asked
     origin = Origin(asked.model, table.checkpoint, asked.flip, table.root, asked.source)
     progress = Progress("index", len(table))
-    _threads(config.threads)
+    use_threads(config.threads)
     with holding(str(out), f"the index in {out}"):
         parts = (_some(rows) for rows in table.parts() if len(rows))
         if config.add:
@@ -86,7 +87,8 @@ def _some(rows: Rows) -> Some:
     return rows.features, pa.table(columns)
 
 
-def _threads(threads: int) -> None:
+def use_threads(threads: int) -> None:
+    """As many for torch and faiss in this process; 0: as many as there are CPUs."""
     count = threads or os.cpu_count() or 1
     torch.set_num_threads(count)
     need_faiss().omp_set_num_threads(count)
@@ -105,7 +107,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
         GraclError, ShardError, CheckpointError, ImageError: no index, table, model or picture, or a torn one.
     """
     started = time.perf_counter()
-    _threads(config.threads)
+    use_threads(config.threads)
     found = StoredIndex(_local(config.index))
     asked = _asked(config, found)
     if config.out is None and len(asked.paths) > MOST_INLINE:
@@ -200,11 +202,7 @@ def look_up(
     Raises:
         ConfigError: cameras that the index does not know.
     """
-    first = max(config.k, config.rerank_first)
-    rows = np.full((len(features), first), EMPTY, np.int64)
-    similarities = np.full((len(features), first), -np.inf, np.float32)
-    for allowed, some in _camera_groups(config, found, cameras):
-        rows[some], similarities[some] = found.search(features[some], first, allowed=allowed)
+    rows, similarities = find_rows(config, found, features, cameras)
     if not config.rerank_first:
         return results(found, rows, similarities)
     lines = []
@@ -214,6 +212,25 @@ def look_up(
         hits = results(found, there[best][None], scores[: len(there)][best][None])[0]
         lines.append([hit | {"reranked": float(value)} for hit, value in zip(hits, values, strict=True)])
     return lines
+
+
+def find_rows(
+    config: SearchConfig,
+    found: StoredIndex,
+    features: Float32[ndarray, "queries dim"],
+    cameras: Sequence[str | None],
+) -> tuple[Int64[ndarray, "queries first"], Float32[ndarray, "queries first"]]:
+    """The rows that each query may find and their similarity, as `StoredIndex.search`; before any re-ranking.
+
+    Raises:
+        ConfigError: cameras that the index does not know.
+    """
+    first = max(config.k, config.rerank_first)
+    rows = np.full((len(features), first), EMPTY, np.int64)
+    similarities = np.full((len(features), first), -np.inf, np.float32)
+    for allowed, some in _camera_groups(config, found, cameras):
+        rows[some], similarities[some] = found.search(features[some], first, allowed=allowed)
+    return rows, similarities
 
 
 def _again(
@@ -264,16 +281,32 @@ def _threshold(config: SearchConfig, found: StoredIndex) -> tuple[float | None, 
         return None, None
     checkpoint = config.checkpoint or found.facts.checkpoint
     calibration = calibration_of(checkpoint, found.facts.model, found.facts.flip)
+    return threshold_of(calibration, config.false_match_rate, config.of, len(found))
+
+
+def threshold_of(
+    calibration: Calibration, rate: float, of: Literal["pair", "query"], rows: int
+) -> tuple[float, dict[str, float]]:
+    """The similarity of a rate of false matches (of a pair, or of a query's best of so many rows), and its bounds.
+
+    Raises:
+        ConfigError: a rate beyond what was measured.
+    """
     # Of a query's comparisons with all rows one false match is one too many; so many chances at most (Boole).
-    rate = config.false_match_rate / (len(found) if config.of == "query" else 1)
-    point = calibration.threshold(rate)
-    facts = {"similarity": point.similarity, "low": point.low, "high": point.high, "rate_of_a_pair": rate}
+    of_a_pair = rate / (rows if of == "query" else 1)
+    point = calibration.threshold(of_a_pair)
+    facts = {"similarity": point.similarity, "low": point.low, "high": point.high, "rate_of_a_pair": of_a_pair}
     return point.similarity, {name: round(value, 9) for name, value in facts.items()}
 
 
 def _answer(path: str, hits: Hits, threshold: float | None) -> dict[str, Any]:
-    """One query's line: with a threshold also whether each result, and whether any, is taken for the same object."""
+    """One query's line."""
+    return {"query": path} | judged(hits, threshold)
+
+
+def judged(hits: Hits, threshold: float | None) -> dict[str, Any]:
+    """Results; with a threshold also whether each, and whether any of them, is taken for the same object."""
     if threshold is None:
-        return {"query": path, "results": hits}
-    judged = [hit | {"same": hit["similarity"] >= threshold} for hit in hits]
-    return {"query": path, "in_gallery": any(hit["same"] for hit in judged), "results": judged}
+        return {"results": hits}
+    lines = [hit | {"same": hit["similarity"] >= threshold} for hit in hits]
+    return {"in_gallery": any(hit["same"] for hit in lines), "results": lines}

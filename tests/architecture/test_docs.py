@@ -22,10 +22,8 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
 # The door's file says which config it takes.
 CONFIGS = vars(config) | vars(experiments) | vars(uses)
-DOORS = {
-    path.stem: CONFIGS[re.findall(r"\bdoor\((\w+),", path.read_text())[0]]
-    for path in sorted(ROOT.glob("pipelines/*.py"))
-}
+DOOR_FILES = {path.stem: path for path in [ROOT / "deploy/serve.py", *sorted(ROOT.glob("pipelines/*.py"))]}
+DOORS = {door: CONFIGS[re.findall(r"\bdoor\((\w+),", path.read_text())[0]] for door, path in DOOR_FILES.items()}
 SETTINGS = {name: field for schema in DOORS.values() for name, field, _ in fields(schema)}
 SECTIONS = {name.split(".")[0] for name in SETTINGS if "." in name}
 NOT_A_SETTING = {"data.digest"}  # stands beside the settings in a recipe
@@ -124,8 +122,8 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
     text = page.read_text().replace("\\\n", " ")
     lines = [line for block in code_blocks(text) for line in block.splitlines()] + in_code_font(text)
     for line in lines:
-        found = re.search(r"python pipelines/(\w+)\.py(.*)", line)
-        if found:
+        found = re.search(r"python (?:pipelines|deploy)/(\w+)\.py(.*)", line)
+        if found and found[1] in DOORS:
             yield found[1], shlex.split(found[2], comments=True)
 
 
@@ -142,8 +140,8 @@ def test_the_readme_shows_every_door():
 
 @pytest.mark.parametrize("door", DOORS)
 def test_the_commands_in_a_doors_docstring_name_real_presets_and_settings(door):
-    text = (ROOT / f"pipelines/{door}.py").read_text()
-    shown = re.findall(rf"python pipelines/{door}\.py (.*)", text)
+    text = DOOR_FILES[door].read_text()
+    shown = re.findall(rf"python \w+/{door}\.py (.*)", text)
     assert shown
     for arguments in map(shlex.split, shown):
         presets = [name for name in arguments if name.endswith(".yaml")]

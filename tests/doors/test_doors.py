@@ -26,6 +26,7 @@ from gracl.uses import (
     GroupConfig,
     IndexConfig,
     SearchConfig,
+    ServeConfig,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,7 @@ DOORS = {
     "group": GroupConfig,
     "ingest": IngestConfig,
     "search": SearchConfig,
+    "serve": ServeConfig,
     "synthesize": SynthesizeConfig,
     "train": TrainConfig,
 }
@@ -53,6 +55,7 @@ NEEDED = {
     "group": ["embeddings=t", "out=o"],
     "ingest": ["raw=r", "out=o", "layout=market1501"],
     "search": ["index=i", "queries=q"],
+    "serve": ["index=i"],
     "synthesize": ["out=o"],
     "train": ["data.root=d"],
 }
@@ -73,6 +76,9 @@ REFUSED = {
     ("extract", "nowhere.yaml"): "nowhere.yaml, which is not there",
     ("index", "kid=flat"): "kid: no such setting; did you mean kind?",
     ("index", "kind=lsh"): "kind: Input should be 'auto', 'flat', 'hnsw' or 'ivf_pq'; came 'lsh'",
+    ("serve", "ports=80"): "ports: no such setting; did you mean port?",
+    ("serve", "port=70000"): "port: Input should be less than or equal to 65535; came 70000",
+    ("serve", "nowhere.yaml"): "nowhere.yaml, which is not there",
     ("search", "camera=[a]"): "camera: no such setting; did you mean cameras?",
     ("search", "false_match_rate=1"): "false_match_rate: Input should be less than 1; came 1",
     ("group", "relations.esp=0.5"): "relations.esp: no such setting; did you mean relations.eps?",
@@ -102,6 +108,10 @@ class Answer:
     ray: bool
 
 
+def program(door: str) -> str:
+    return f"{'deploy' if door == 'serve' else 'pipelines'}/{door}.py"
+
+
 def call(door: str, *arguments: str, home: Path) -> Answer:
     """Runs a door in a process with a home and a folder for Ray of its own."""
     home.mkdir(parents=True, exist_ok=True)
@@ -109,7 +119,7 @@ def call(door: str, *arguments: str, home: Path) -> Answer:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, f"pipelines/{door}.py", *arguments],
+        [sys.executable, program(door), *arguments],
         cwd=ROOT,
         env=inherited | apart,
         capture_output=True,
@@ -153,7 +163,7 @@ def test_help_names_every_setting(answers, door):
     lines = [line.split() for line in answer.out.splitlines()]
     named = {words[0] for words in lines if words}
     assert {name for name, _, _ in fields(DOORS[door])} <= named
-    assert f"python pipelines/{door}.py " in answer.out
+    assert f"python {program(door)} " in answer.out
     assert not answer.ray
 
 

@@ -44,6 +44,12 @@ class LargePicture(ImageError):
     """A picture of more pixels than anybody is to decode."""
 
 
+class IndexFault(GraclError):
+    """A stored index or calibration that is missing, torn, or of another schema."""
+
+    exit_code = 2
+
+
 class CoverageError(GraclError):
     """A gathered feature table in which an image is missing or stands twice."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
-from gracl.errors import GraclError, NonFiniteValue, expected
+from gracl.errors import GraclError, IndexFault, NonFiniteValue, expected
 from gracl.retrieval.engines import Kind
 from gracl.types import Feature
 
@@ -119,10 +119,10 @@ def read_facts(path: Path) -> Facts:
     """The facts of an index.
 
     Raises:
-        GraclError: there is none, or it is torn or of another schema.
+        IndexFault: there is none, or it is torn or of another schema.
     """
     if not path.is_file():
-        raise GraclError(expected(f"an index in {path.parent}", "none", "build one with pipelines/index.py"))
+        raise IndexFault(expected(f"an index in {path.parent}", "none", "build one with pipelines/index.py"))
     try:
         values = json.loads(path.read_bytes())
         if values["schema_version"] != SCHEMA_VERSION:
@@ -135,7 +135,7 @@ def read_facts(path: Path) -> Facts:
         if Path(facts.engine).name != facts.engine or sum(one.rows for one in segments) != facts.rows or not segments:
             raise ValueError("parts that do not fit together")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise GraclError(expected(f"an index's facts in {path}", repr(error), AGAIN)) from error
+        raise IndexFault(expected(f"an index's facts in {path}", repr(error), AGAIN)) from error
     return facts
 
 
@@ -143,16 +143,16 @@ def mapped(place: Path, segment: Segment, facts: Facts) -> Feature[ndarray, "row
     """The embeddings of a segment, mapped into memory.
 
     Raises:
-        GraclError: missing, torn, or others.
+        IndexFault: missing, torn, or others.
     """
     path = place / _features_name(segment.number)
     try:
         features = np.lib.format.open_memmap(path, "r")
     except (OSError, ValueError, EOFError) as error:
-        raise GraclError(expected(f"the embeddings {path}", error, AGAIN)) from error
+        raise IndexFault(expected(f"the embeddings {path}", error, AGAIN)) from error
     if features.shape != (segment.rows, facts.feature_size) or str(features.dtype) != facts.dtype:
         came = f"{features.dtype} {list(features.shape)}"
-        raise GraclError(expected(f"{facts.dtype} [{segment.rows}, {facts.feature_size}] in {path}", came, AGAIN))
+        raise IndexFault(expected(f"{facts.dtype} [{segment.rows}, {facts.feature_size}] in {path}", came, AGAIN))
     return features
 
 
@@ -160,15 +160,15 @@ def rows_of(place: Path, segment: Segment) -> pa.Table:
     """Whom they belong to.
 
     Raises:
-        GraclError: missing, torn, or others.
+        IndexFault: missing, torn, or others.
     """
     path = place / _rows_name(segment.number)
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowException) as error:
-        raise GraclError(expected(f"the rows {path}", error, AGAIN)) from error
+        raise IndexFault(expected(f"the rows {path}", error, AGAIN)) from error
     if table.num_rows != segment.rows:
-        raise GraclError(expected(f"{segment.rows} rows in {path}", table.num_rows, AGAIN))
+        raise IndexFault(expected(f"{segment.rows} rows in {path}", table.num_rows, AGAIN))
     return table
 
 

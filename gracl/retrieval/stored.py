@@ -14,7 +14,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
-from gracl.errors import ConfigError, GraclError, expected
+from gracl.errors import ConfigError, GraclError, IndexFault, expected
 from gracl.randomness import rng
 from gracl.retrieval.engines import Engine, Kind, choose, sample_size
 from gracl.retrieval.index_files import (
@@ -120,7 +120,7 @@ def add(
 
     Raises:
         ConfigError: another model's embeddings, or a table that is in the index already.
-        GraclError: no index, or a torn one.
+        IndexFault: no index, or a torn one.
     """
     index = StoredIndex(folder)
     facts = index.facts
@@ -160,7 +160,7 @@ class StoredIndex:
         folder: of it.
 
     Raises:
-        GraclError: there is none, or it is torn or of another schema.
+        IndexFault: there is none, or it is torn or of another schema.
         ConfigError: faiss is not installed.
     """
 
@@ -178,7 +178,7 @@ class StoredIndex:
         path = self.folder / facts.engine
         if not path.is_file() or sha256_of(path) != facts.engine_sha256:
             came = "another content" if path.is_file() else "no such file"
-            raise GraclError(expected(f"the index {path}", came, AGAIN))
+            raise IndexFault(expected(f"the index {path}", came, AGAIN))
         self.engine = Engine.read(path, facts.kind, facts.effort)
 
     def __len__(self) -> int:

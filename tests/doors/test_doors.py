@@ -186,15 +186,18 @@ def test_a_wrong_argument_is_one_message_and_exit_code_2(answers, door, wrong):
         ("evaluate", "ConfigError", "a split named 'query' in"),
         ("export", "CheckpointError", "no such file"),
         ("extract", "ConfigError", "a split named 'gallery' in"),
+        ("calibrate", "ConfigError", "a split named 'train' in"),
         ("group", "ShardError", "an embedding table in"),
+        ("index", "ShardError", "an embedding table in"),
+        ("search", "IndexFault", "an index in"),
         ("ingest", "LayoutError", "nowhere"),
         ("train", "ConfigError", "a split named 'train' in"),
     ],
 )
 def test_data_that_are_not_there_are_refused_before_ray_starts(homes, door, kind, message):
     nowhere = homes / "nowhere"
-    given = {"checkpoint": nowhere, "data.root": nowhere, "raw": nowhere, "table": nowhere, "layout": "market1501"}
-    given["out"] = homes / "out"
+    given = {"checkpoint": nowhere, "data.root": nowhere, "raw": nowhere, "embeddings": nowhere, "layout": "market1501"}
+    given |= {"out": homes / "out", "index": nowhere, "queries": nowhere}
     known = {name for name, _, _ in fields(DOORS[door])}
     arguments = [f"{name}={value}" for name, value in given.items() if name in known]
     assert_refused(call(door, *arguments, home=homes / f"nowhere-{door}"), kind, message)

@@ -22,7 +22,7 @@ from gracl.randomness import rng
 from gracl.retrieval.engines import need_faiss
 from gracl.retrieval.stored import Origin, StoredIndex, build
 
-DIM, IMAGES, SPREAD, PART, QUERIES, K = 512, 10, 0.9, 50_000, 500, 10
+DIM, IMAGES, SPREAD, PART, QUERIES, K = 512, 20, 0.9, 50_000, 500, 10
 
 
 def around(dice: np.random.Generator, centres: np.ndarray) -> np.ndarray:

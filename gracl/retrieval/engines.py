@@ -45,11 +45,14 @@ class Engine:
         self.effort = effort or self.efforts()[0]
 
     def efforts(self) -> list[int]:
-        """Efforts to choose from, each twice the one before, up to all cells or as far as a graph is still quick."""
+        """Efforts to choose from, each twice the one before: up to a quarter of the cells, or 2048.
+
+        There a question still takes a small part of what looking at every row would.
+        """
         if self.kind == "flat":
             return [1]
-        most = int(self._index.nlist) if self.kind == "ivf_pq" else 2048
-        least = max(1, most // 64) if self.kind == "ivf_pq" else 64
+        most = max(1, int(self._index.nlist) // 4) if self.kind == "ivf_pq" else 2048
+        least = max(1, most // 16) if self.kind == "ivf_pq" else 64
         doubled = [least * 2**step for step in range(7)]
         return [*(effort for effort in doubled if effort < most), most]
 

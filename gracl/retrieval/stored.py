@@ -37,7 +37,7 @@ from gracl.similarity import top_k
 from gracl.types import EMPTY, Feature
 
 RECALL_AT, RECALL_ROWS = 10, 200
-# Where nobody says how much a question looks at, it is as much as finds so many of the true nearest.
+# Where nobody says how much a question looks at, it is as much as finds so many of the true nearest, if any may.
 WANTED_RECALL = 0.95
 # Candidates of an engine that holds the rows coarsely, for each result that is asked for.
 _SPARE = {"flat": 1, "hnsw": 4, "ivf_pq": 20}
@@ -74,7 +74,8 @@ def build(
         rows: in all of them together.
         origin: of the table.
         kind: of the engine; None: by the number of rows.
-        effort: of a question, see `Engine`; 0: the least that reaches a recall of `WANTED_RECALL`.
+        effort: of a question, see `Engine`; 0: the least of its `efforts` that reaches a recall of
+            `WANTED_RECALL`, or the largest.
         progress: called with the number of rows that an engine took in.
 
     Raises:

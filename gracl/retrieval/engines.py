@@ -15,7 +15,7 @@ from gracl.types import Feature
 
 Kind = Literal["flat", "hnsw", "ivf_pq"]
 
-# Up to here one question of an exact search takes some 50 ms on two cores (docs/use.md).
+# Up to here one question of an exact search takes less than a tenth of a second on two cores (docs/use.md).
 FLAT_ROWS = 200_000
 # A product quantiser of 8 bits learns 256 words and wants more rows than that for each cell, too.
 PQ_ROWS = 10_000

@@ -168,7 +168,8 @@ def test_a_trial_that_falls_behind_is_stopped_and_proposals_begin_with_what_was_
     # What stands for trials of before: one that is done, and two that were begun and are proposed first, by name.
     one = {"relations.min_samples": 2, "optim.rate": 0.00035}
     known = [{"epoch": 6.0, "val/mAP": 0.6, "time/epoch_s": 1.0}]
-    records.write(Point("t-known", one | {"optim.rate": 0.001}, "done", 6, known))
+    values = one | {"optim.rate": 0.001}
+    records.write(Point(name_of(values), values, "done", 6, known))
     spoils = [one | {"optim.rate": rate} for rate in (0.03, 0.029, 0.028, 0.027, 0.026)]
     bad = next(values for values in spoils if name_of(values) > name_of(one))
     for values in (one, bad):

@@ -1,7 +1,6 @@
 """train(config): shards -> checkpoints, on Ray Train with the relation actor beside it, recorded in MLflow."""
 
 import fnmatch
-import gc
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -78,15 +77,39 @@ def _trained(run: Run, uri: str, callbacks: Sequence[UserCallback]) -> dict[str,
             run = tell_rest(run, uri)
         return conclude(run, uri)
     try:
-        with session(demand(config)):
-            run = register(run, uri)
-            say(f"run {run.name} in {run.folder}; Ctrl-C stops it, name={run.name} resumes it")
-            with closing(uri, run.record["mlflow_run_id"]):
-                learn_on(run, uri, callbacks)
+        run = learn_on(run, uri, callbacks)
     except KeyboardInterrupt:
         say(f"stopped; the epochs that are done are kept. To go on, run the same command with name={run.name}")
         raise
     return conclude(tell_rest(record(run, finished=config.epochs, told=False), uri), uri)
+
+
+class ControllerLost(TrainingFailed):
+    """Ray Train's controller died, which Ray begins again by itself as little as a driver."""
+
+
+def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
+    """Learns; where the controller dies, once more from what is kept, as often as a lost group of ranks.
+
+    Each time with a connection to Ray of its own: what the dead controller had (ranks, a placement group) ends with
+    the one before, as it does when the same command is typed again.
+    """
+    limit, ours = run.config.scale.max_failures, not ray.is_initialized()
+    for lost in itertools.count(1):
+        try:
+            with session(demand(run.config)):
+                run = register(run, uri)
+                say(f"run {run.name} in {run.folder}; Ctrl-C stops it, name={run.name} resumes it")
+                with closing(uri, run.record["mlflow_run_id"]):
+                    learn(run, uri, callbacks)
+            return run
+        except ControllerLost as error:
+            if not ours or 0 <= limit < lost:
+                raise
+            say(f"{error}: so this one does, the {lost}. time")
+        set_torn_aside(run.folder)
+        run = prepare(run.config)
+    raise AssertionError("it counts without end")
 
 
 def tell_rest(run: Run, uri: str) -> Run:
@@ -135,26 +158,6 @@ def demand(config: TrainConfig) -> Demand:
         waits=scale.autoscaling,
         elastic=(workers, scale.workers, scale.worker_cpus, scale.worker_gpus) if scale.min_workers else None,
     )
-
-
-class ControllerLost(TrainingFailed):
-    """Ray Train's controller died, which Ray begins again by itself as little as a driver."""
-
-
-def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
-    """Learns; where the controller dies, once more from what is kept, as often as other losses are borne."""
-    limit = run.config.scale.max_failures
-    for lost in itertools.count(1):
-        try:
-            learn(run, uri, callbacks)
-            return
-        except ControllerLost:
-            if 0 <= limit < lost:
-                raise
-        gc.collect()  # the board and the relation actor of before end with the last who knows them, and hold CPUs
-        say(f"Ray Train's controller was lost, {lost} times now; going on from what is kept")
-        set_torn_aside(run.folder)
-        run = prepare(run.config)
 
 
 def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
@@ -338,7 +341,7 @@ def fit_or_explain(trainer: TorchTrainer, board: Any, run: Run) -> None:
         raise TrainingFailed(
             expected("a training that ends by itself", str(error), f"mend the cause and resume with name={run.name}")
         ) from error
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.ActorDiedError as error:
         died = str(error).partition("\n")[0]
         raise ControllerLost(
             expected("a controller of Ray Train that lives", died, f"resume with name={run.name}")

@@ -211,7 +211,7 @@ class SearchConfig(Section):
         None, gt=0, lt=1, description="say for each result whether it is the same one, at this rate of false matches"
     )
     of: Literal["pair", "query"] = Field(
-        "query", description="the rate is that of one comparison, or of a query's best of the whole index"
+        "pair", description="the rate is that of one comparison, or of a query's best of the whole index"
     )
     out: str | None = Field(None, description="folder for results.json, results.parquet, results.png")
     shown: Count = Field(20, description="queries on results.png; 0: no picture")

@@ -32,8 +32,8 @@ _AGAIN = "extract again into a new folder"
 class Asked:
     """What one extraction was asked for: who repeats it, goes on with it.
 
-    `source` is a split of shards (root and name) or where the pictures lie; `data_digest` the split's (empty for
-    pictures that are not packed); `images` how many there are; `part` of each file; `model` the digest of the encoder;
+    `source` is a split of shards (root and name) or where the pictures lie; `data_digest` the split's, or that of
+    names, cameras and tracks; `images` how many there are; `part` of each file; `model` the digest of the encoder;
     `dtype` "float32" or "float16"; `flip` averaged with mirror images.
     """
 
@@ -122,7 +122,7 @@ def finished_part(root: str, file: str) -> Part | None:
     try:
         found = pq.read_metadata(io.BytesIO(storage.read_bytes(storage.join(root, file))))
         bad = tuple(BadImage(**image) for image in json.loads((found.metadata or {})[_BAD]))
-    except (pa.ArrowException, ValueError, KeyError, TypeError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
     return Part(file, found.num_rows, bad)
 
@@ -195,6 +195,8 @@ class EmbeddingTable:
     def read(self) -> Rows:
         """All rows, in order of index."""
         parts = list(self.parts())
+        if (rows := sum(map(len, parts))) != len(self) or not parts:
+            raise ShardError(expected(f"{len(self)} rows in the parts of {self.root}", rows, _AGAIN))
         strings = (
             pa.chunked_array([chunk for part in parts for chunk in getattr(part, name).chunks], pa.string())
             for name in ("paths", "cameras", "tracks")

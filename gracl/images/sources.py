@@ -1,6 +1,7 @@
 """Pictures that nobody has packed into shards: a folder, a prefix of an object store, or a list that the user wrote."""
 
 import hashlib
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -86,6 +87,8 @@ def _found(root: str) -> Listing:
         came = f"{shown(storage.names_in(root)) or 'nothing'} there"
         raise LayoutError(expected(f"pictures in {root}", came, "name a folder with pictures, or a list of them"))
     named = [path for path in paths if is_utf8(path)]
+    if not named:
+        raise LayoutError(expected(f"pictures with names in UTF-8 in {root}", shown(strange), "rename them"))
     unnamed = tuple(spelt(path) for path in strange)
     return Listing(root, _rows(named, None, None), unnamed)
 
@@ -128,12 +131,28 @@ def open_pictures(
 def read_pictures(root: str, paths: Sequence[str]) -> list[bytes | ImageError]:
     """The bytes of picture files under a root, in order; for one that cannot be read, the reason.
 
+    A path that leads out of the root, by its words or by a link, is one of these: tables and lists come from anywhere.
+
     Raises:
         StorageError: the store does not answer, which is no fault of a picture.
     """
-    return [
-        content
-        if isinstance(content, bytes)
-        else ImageError(expected(f"a picture at {posixpath.join(root, path)}", content, "check the path"))
-        for path, content in zip(paths, storage.read_many(root, paths, at_most=MAX_FILE_BYTES), strict=True)
-    ]
+    outside = [_is_outside(root, path) for path in paths]
+    read = [path for path, out in zip(paths, outside, strict=True) if not out]
+    contents = iter(storage.read_many(root, read, at_most=MAX_FILE_BYTES))
+    found: list[bytes | ImageError] = []
+    for path, out in zip(paths, outside, strict=True):
+        content = OSError("it leads out of the folder") if out else next(contents)
+        what = f"a picture at {posixpath.join(root, path)}"
+        found.append(content if isinstance(content, bytes) else ImageError(expected(what, content, "check the path")))
+    return found
+
+
+def _is_outside(root: str, path: str) -> bool:
+    try:
+        inside(path)
+    except LayoutError:
+        return True
+    if not storage.is_local(root):
+        return False
+    top = os.path.realpath(storage.local_path(root))
+    return not os.path.realpath(os.path.join(top, path)).startswith(top.rstrip(os.sep) + os.sep)

@@ -35,7 +35,8 @@ class Point:
     """Where a share `rate` of the pairs of two clusters is at least as similar as `similarity`.
 
     `low` and `high` bound it in 95 of 100 draws of the clusters; `found` is the share of pairs of one cluster that are
-    at least as similar, a bound from above for pairs of one object, since clusters were made by similarity.
+    at least as similar (0 where clusters are single images), a bound from above for pairs of one object, since clusters
+    were made by similarity.
     """
 
     rate: float
@@ -150,7 +151,7 @@ def calibrate(
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     same = _same(features[rows], cluster)
     points = tuple(
-        Point(rate, float(value), float(min(one, value)), float(max(other, value)), float((same >= value).mean()))
+        Point(rate, float(value), float(min(one, value)), float(max(other, value)), _share(same, float(value)))
         for rate, value, one, other in zip(reachable, found, low, high, strict=True)
     )
     return Calibration(SCHEMA_VERSION, model, flip, by, len(rows), len(names), int(pairs), points)
@@ -203,6 +204,10 @@ def _quantiles(
     wanted = np.asarray(rates) * _pairs(weights[None], sizes)[0]
     places = np.minimum(np.searchsorted(heights, wanted), len(values) - 1)
     return np.asarray(values[places], np.float64)
+
+
+def _share(similarities: Float32[ndarray, "pairs"], at_least: float) -> float:
+    return float((similarities >= at_least).mean()) if len(similarities) else 0.0
 
 
 def _same(features: Float32[ndarray, "images dim"], cluster: Int64[ndarray, "images"]) -> Float32[ndarray, "pairs"]:

@@ -30,12 +30,13 @@ Some = tuple[Feature[ndarray, "rows dim"], pa.Table]
 
 @dataclass(frozen=True)
 class Segment:
-    """One table of embeddings in an index: its number, rows, where it came from."""
+    """One table of embeddings in an index: its number, rows, where it came from, and the digest of that."""
 
     number: int
     rows: int
     table: str
     source: str
+    data_digest: str
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def tidy(place: Path, facts: Facts) -> None:
     """Removes the engines of before, and what an attempt that failed left."""
     used = {INDEX, facts.engine} | {_features_name(segment.number) for segment in facts.segments}
     used |= {_rows_name(segment.number) for segment in facts.segments}
-    for pattern in ("features-*.npy", "rows-*.arrow", "engine-*.faiss", f"{INDEX}.*.part"):
+    four = "[0-9]" * 4
+    for pattern in (f"features-{four}.npy", f"rows-{four}.arrow", f"engine-{four}.faiss", f"{INDEX}.*.part"):
         for path in place.glob(pattern):
             if path.name not in used:
                 path.unlink()

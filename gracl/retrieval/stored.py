@@ -47,13 +47,15 @@ _BLOCK = 2**16
 
 @dataclass(frozen=True)
 class Origin:
-    """Where embeddings come from: digest and place of the model, mirror images averaged or not, table and source."""
+    """Where embeddings come from: digest and place of the model, mirror images averaged or not, table, source and its
+    digest."""
 
     model: str
     checkpoint: str
     flip: bool
     table: str
     source: str
+    data_digest: str = ""
 
 
 def build(
@@ -102,7 +104,7 @@ def build(
         checkpoint=origin.checkpoint,
         effort=effort,
         recall=1.0,
-        segments=(Segment(0, rows, origin.table, origin.source),),
+        segments=(Segment(0, rows, origin.table, origin.source, origin.data_digest),),
         engine="",
         engine_sha256="",
     )
@@ -129,11 +131,13 @@ def add(
     if any(segment.table == origin.table for segment in facts.segments):
         what = f"a table that {index.folder} does not hold"
         raise ConfigError(expected(what, origin.table, "extract the new pictures into a table of their own"))
+    if not rows:
+        raise ConfigError(expected("embeddings to add", "none", "extract some pictures first"))
     number = facts.segments[-1].number + 1
     features = keep(index.folder, number, parts, rows, dtype=facts.dtype)
     if features.shape[1] != facts.feature_size:
         raise GraclError(expected(f"embeddings of size {facts.feature_size}", features.shape[1], "see the model"))
-    segments = (*facts.segments, Segment(number, rows, origin.table, origin.source))
+    segments = (*facts.segments, Segment(number, rows, origin.table, origin.source, origin.data_digest))
     grown = replace(facts, rows=facts.rows + rows, segments=segments)
     return _finish(index.folder, grown, index.engine, features, progress)
 
@@ -159,18 +163,22 @@ class StoredIndex:
 
     Args:
         folder: of it.
+        made: facts and engine of one that is just being made, and of which the folder does not tell yet.
 
     Raises:
         IndexFault: there is none, or it is torn or of another schema.
         ConfigError: faiss is not installed.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, made: tuple[Facts, Engine] | None = None) -> None:
         self.folder = Path(folder)
-        self.facts = facts = read_facts(self.folder / INDEX)
+        self.facts = facts = made[0] if made else read_facts(self.folder / INDEX)
         self._features = [mapped(self.folder, segment, facts) for segment in facts.segments]
         self._rows = [rows_of(self.folder, segment) for segment in facts.segments]
         self._firsts = np.cumsum([0, *(segment.rows for segment in facts.segments)])
+        if made:
+            self.engine = made[1]
+            return
         if facts.kind == "flat":
             self.engine = Engine.make("flat", np.zeros((1, facts.feature_size), np.float32), facts.rows, facts.effort)
             for features in self._features:
@@ -266,6 +274,10 @@ class StoredIndex:
         """The camera of every row as a string, None where unknown: what `allowed` is made of."""
         return np.concatenate([rows["camera"].to_numpy(zero_copy_only=False) for rows in self._rows])
 
+    def digests(self) -> dict[str, str]:
+        """The digest of each source: what lies there must have it, for its pictures to be those of the rows."""
+        return {segment.source: segment.data_digest for segment in self.facts.segments}
+
     def _places(self, rows: Int64[ndarray, "rows"]) -> list[tuple[int, Int64[ndarray, "some"]]]:
         """For each segment that some rows lie in, which of them."""
         homes = np.searchsorted(self._firsts, rows, side="right") - 1
@@ -289,12 +301,9 @@ def _finish(
         name = f"engine-{facts.segments[-1].number:04}.faiss"
         engine.write(place / name)
         flush(place / name)
-        # 0 until it is measured, which needs the index to be there.
-        facts = replace(facts, engine=name, engine_sha256=sha256_of(place / name), recall=0.0)
+        facts = replace(facts, engine=name, engine_sha256=sha256_of(place / name))
+        facts = _measured(StoredIndex(place, made=(facts, engine)))
     write_facts(place, facts)
-    if facts.kind != "flat":
-        facts = _measured(StoredIndex(place))
-        write_facts(place, facts)
     tidy(place, facts)
     return facts
 

@@ -7,7 +7,7 @@ from jaxtyping import Int64, UInt8
 from numpy import ndarray
 from PIL import Image
 
-from gracl.errors import ImageError, ShardError, StorageError
+from gracl.errors import GraclError, ShardError
 from gracl.images.decoding import decode
 from gracl.images.loading import Encoded
 from gracl.images.sources import open_pictures
@@ -32,7 +32,7 @@ class Album:
         self._why = ""
         try:
             self._read = open_pictures(source, digest=digest, cache=cache)
-        except (ShardError, StorageError) as error:
+        except GraclError as error:
             self._why = str(error)
 
     def pictures(self, paths: Sequence[str], indices: Int64[ndarray, "images"]) -> list[UInt8[ndarray, "_ _ 3"]]:
@@ -41,7 +41,7 @@ class Album:
         found: Sequence[Encoded | Exception]
         try:
             found = [ShardError(self._why)] * len(paths) if self._why else self._read(indices, paths)
-        except (ShardError, StorageError) as error:
+        except GraclError as error:
             found = [error] * len(paths)
         return [self._decoded(one) for one in found]
 
@@ -50,7 +50,7 @@ class Album:
             if isinstance(content, Exception):
                 raise content
             return _fitted(decode(content))
-        except (ImageError, ShardError, StorageError) as error:
+        except GraclError as error:
             self.faults.append(str(error))
             return np.full((HEIGHT, HEIGHT // 2, 3), _GREY, np.uint8)
 

@@ -6,7 +6,7 @@ and who repeats the command does what is missing.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from gracl.embedding import Description
-from gracl.errors import ConfigError, ImageError, expected
+from gracl.errors import ConfigError, ImageError, StorageError, expected
 from gracl.images import embeddings, storage
 from gracl.images.embeddings import ASKED, SCHEMA_VERSION, Asked, Part, finished_part, part_name, write_part
 from gracl.images.loading import Encoded
@@ -117,6 +117,9 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
             process is writing there, or something else was asked for before.
     """
     out = storage.absolute(config.out)
+    if storage.is_in_memory(out):
+        do = "name a folder or a bucket that all actors reach"
+        raise ConfigError(expected("a place for embeddings beyond one process", out, do))
     with holding(out, f"the embeddings in {out}"):
         return _extracted(config, out)
 
@@ -141,7 +144,7 @@ def _extracted(config: ExtractConfig, out: str) -> dict[str, Any]:
         with session(demand(config.scale)):
             described, rate = _describe(config, asked, listing, out, missing)
         done = _finished(out, asked)
-    parts = [done[number] for number in sorted(done)]
+    parts = _whole(out, asked, done)
     unnamed = listing.unnamed if listing else ()
     embeddings.write_manifest(out, asked, parts, unnamed, storage.absolute(config.checkpoint))
     rows, bad = sum(part.rows for part in parts), sum(len(part.bad) for part in parts) + len(unnamed)
@@ -203,6 +206,25 @@ def _finished(out: str, asked: Asked) -> dict[int, Part]:
     numbers = [number for number in range(-(-asked.images // asked.part)) if part_name(number) in names]
     found = {number: finished_part(out, part_name(number)) for number in numbers}
     return {number: part for number, part in found.items() if part is not None}
+
+
+def _whole(out: str, asked: Asked, done: Mapping[int, Part]) -> list[Part]:
+    """All parts in order.
+
+    Raises:
+        StorageError: one is not there, or does not account for each of its pictures.
+    """
+    total = -(-asked.images // asked.part)
+    lacking = [number for number in range(total) if number not in done or _owes(done[number], number, asked)]
+    if lacking:
+        came = f"{len(lacking)} that are not there or not whole, the first {part_name(lacking[0])}"
+        raise StorageError(expected(f"{total} parts in {out}", came, "run the same command again"))
+    return [done[number] for number in range(total)]
+
+
+def _owes(part: Part, number: int, asked: Asked) -> int:
+    """How many pictures of a part are neither described nor listed as bad."""
+    return min(asked.part, asked.images - number * asked.part) - part.rows - len(part.bad)
 
 
 def _describe(

@@ -17,6 +17,18 @@ from gracl.retrieval.sheet import QUERY, UNJUDGED, Legend, SheetRow, draw_sheet
 from gracl.runtime.album import HEIGHT, Album
 
 _ACCEPTED = (0, 120, 50)
+FLAT = pa.schema(
+    [
+        ("query", pa.string()),
+        ("rank", pa.int64()),
+        ("path", pa.string()),
+        ("index", pa.int64()),
+        ("camera", pa.string()),
+        ("track", pa.string()),
+        ("source", pa.string()),
+        ("similarity", pa.float64()),
+    ]
+)
 LEGEND: Legend = ((QUERY, "query"), (_ACCEPTED, "taken for the same object"), (UNJUDGED, "not, or not asked"))
 
 
@@ -40,9 +52,11 @@ def write_results(
     *,
     shown: int,
     root: str | None,
+    digests: Mapping[str, str],
 ) -> None:
     """Writes `results.json`, `results.parquet` (a row for each result) and, of the first `shown` queries,
-    `results.png`; gallery pictures are read from `root`, else from where they were found.
+    `results.png`; gallery pictures are read from `root`, else from where they were found, if what lies there has the
+    digest that it had.
     """
     text = json.dumps({**result, "results": answers}, indent=1, ensure_ascii=False) + "\n"
     storage.write_bytes(storage.join(out, "results.json"), text.encode())
@@ -51,20 +65,25 @@ def write_results(
         for answer in answers
         for rank, hit in enumerate(answer["results"], 1)
     ]
+    more = [pa.field(name, pa.bool_() if name == "same" else pa.float64()) for name in ("same", "reranked")]
+    also = [field for field in more if any(field.name in row for row in flat)]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(flat), sink, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(flat, schema=pa.schema([*FLAT, *also])), sink, compression="zstd")
     storage.write_bytes(storage.join(out, "results.parquet"), memoryview(sink.getvalue()))
+    picture = storage.join(out, "results.png")
+    if storage.exists(picture):  # of another search
+        storage.remove(picture)
     if shown and answers:
-        storage.write_bytes(storage.join(out, "results.png"), _sheet(asked, answers[:shown], root))
+        storage.write_bytes(picture, _sheet(asked, answers[:shown], root, digests))
 
 
-def _sheet(asked: Asked, answers: Sequence[Mapping[str, Any]], root: str | None) -> bytes:
+def _sheet(asked: Asked, answers: Sequence[Mapping[str, Any]], root: str | None, digests: Mapping[str, str]) -> bytes:
     """Queries and what they found, as far as the pictures can still be read."""
     albums: dict[str, Album] = {}
 
     def pictures(source: str, hits: Sequence[Mapping[str, Any]]) -> list[ndarray]:
         if source not in albums:
-            albums[source] = Album(source)
+            albums[source] = Album(source, digests.get(source, ""))
         return albums[source].pictures(
             [hit["path"] for hit in hits], np.array([hit["index"] for hit in hits], np.int64)
         )

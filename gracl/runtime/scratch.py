@@ -31,7 +31,7 @@ def scratch() -> Iterator[Path]:
                 inner.mkdir()
                 yield inner
             finally:
-                shutil.rmtree(outer, ignore_errors=True)
+                _remove(outer)
             return
 
 
@@ -40,4 +40,10 @@ def _sweep(place: Path) -> None:
     for outer in place.glob(f"{PREFIX}*"):
         with suppress(OSError), (outer / HELD).open("r+") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(outer, ignore_errors=True)
+            _remove(outer)
+
+
+def _remove(outer: Path) -> None:
+    """What is in it first: as long as the lock's file is there, another one can go on where this one is killed."""
+    shutil.rmtree(outer / "folder", ignore_errors=True)
+    shutil.rmtree(outer, ignore_errors=True)

@@ -53,7 +53,7 @@ def index(config: IndexConfig) -> dict[str, Any]:
     started = time.perf_counter()
     table, out = EmbeddingTable(config.embeddings), _local(config.out)
     asked = table.asked
-    origin = Origin(asked.model, table.checkpoint, asked.flip, table.root, asked.source)
+    origin = Origin(asked.model, table.checkpoint, asked.flip, table.root, asked.source, asked.data_digest)
     progress = Progress("index", len(table))
     use_threads(config.threads)
     with holding(str(out), f"the index in {out}"):
@@ -131,7 +131,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
         out = storage.absolute(config.out)
         with holding(out, f"the results in {out}"):
             root = storage.absolute(config.root) if config.root else None
-            write_results(out, asked, answers, result, shown=config.shown, root=root)
+            write_results(out, asked, answers, result, shown=config.shown, root=root, digests=found.digests())
         result["out"] = out
         say(f"{len(answers)} queries answered in {out}")
     result["search_seconds"] = round(seconds, 4)
@@ -294,6 +294,10 @@ def threshold_of(
     """
     # Of a query's comparisons with all rows one false match is one too many; so many chances at most (Boole).
     of_a_pair = rate / (rows if of == "query" else 1)
+    lowest = calibration.points[-1].rate
+    if of == "query" and of_a_pair < lowest:
+        what = f"a rate of a query of {lowest * rows:.2g} or more, as was measured for {rows} rows"
+        raise ConfigError(expected(what, f"{rate:g}", "calibrate on more images, or ask with of=pair"))
     point = calibration.threshold(of_a_pair)
     facts = {"similarity": point.similarity, "low": point.low, "high": point.high, "rate_of_a_pair": of_a_pair}
     return point.similarity, {name: round(value, 9) for name, value in facts.items()}

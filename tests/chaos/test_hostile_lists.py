@@ -148,6 +148,13 @@ def test_a_footer_that_lies(root: Path) -> None:
     refused(root, lie, "a page of the column path of 1342")
 
 
+def test_a_column_under_another_name(root: Path) -> None:
+    """pyarrow reads columns by place: the name that stands beside the pages must not decide which are looked at."""
+    content = packed(rows(["a.jpg"], path=["x" * (MAX_PAGE_BYTES + 1)]))
+    place = content.rindex(b"\x04path")  # of three: the schema has it, too, and before
+    refused(root, content[:place] + b"\x04pbth" + content[place + 5 :], "a footer that is torn: a column under another")
+
+
 def zigzag(value: int) -> bytes:
     """As Thrift's compact protocol has a number."""
     value, found = value << 1, b""

@@ -11,7 +11,7 @@ import pytest
 import gracl
 from benchmarks.rehearse_jobs import wait_until
 from gracl.cli import load_config
-from gracl.errors import ConfigError, LayoutError, ShardError
+from gracl.errors import ConfigError, LayoutError, ShardError, StorageError
 from gracl.images.embeddings import EmbeddingTable
 from gracl.images.synthetic import write_world
 from gracl.learning.checkpoint import save_state
@@ -129,6 +129,17 @@ def test_a_picture_has_one_row_though_its_actors_are_killed(ray_cluster, picture
     assert len(killed) >= 1, "no actor was found to be killed"
     rows, every = EmbeddingTable(str(out)).read(), names(pictures)
     assert rows.paths.to_pylist() == [name for name in every if name != "query/broken.jpg"]
+
+
+def test_a_table_in_which_a_part_is_lacking_is_not_closed(ray_cluster, pictures, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("gracl.runtime.extract.finished_part", lambda out, file: None)
+    with pytest.raises(
+        StorageError, match=r"4 parts in .*; came 4 that are not there or not whole, the first part-00000"
+    ):
+        run(checkpoint, images=pictures, out=tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    with pytest.raises(ConfigError, match="a place for embeddings beyond one process; came memory://"):
+        run(checkpoint, images=pictures, out="memory://out")
 
 
 @pytest.mark.parametrize(

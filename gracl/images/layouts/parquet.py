@@ -107,15 +107,33 @@ def _chunks(footer: dict[int, Any]) -> Iterator[tuple[str, bool, int, int]]:
     """Of each run of pages: the column's name, whether it is of words, first byte and end. Numbers are those of
     Parquet's `FileMetaData`."""
     try:
+        leaves = list(_leaves(iter(footer[2][1:]), int(footer[2][0].get(5, 0))))
         for group in footer[4]:
-            for column in group[1]:
+            if len(group[1]) != len(leaves):
+                raise ValueError(f"a footer that is torn: {len(group[1])} columns, not {len(leaves)}")
+            for column, leaf in zip(group[1], leaves, strict=True):
                 told = column[3]
+                if told[3] != leaf:  # pyarrow reads by place, whatever the name that stands here
+                    raise ValueError("a footer that is torn: a column under another name")
                 data, first = int(told[9]), int(told.get(11, 0))
                 start = first if 0 < first < data else data
                 name = b".".join(told[3]).decode()
                 yield name, told[1] == _BYTE_ARRAY, _positive(start), start + _positive(int(told[7]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"a footer that is torn: {error!r}") from None
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError(f"a footer that is torn: {error!r}"[:200]) from None
+
+
+def _leaves(elements: Iterator[dict[int, Any]], children: int) -> Iterator[list[bytes]]:
+    """The paths of the columns that have pages, from the schema, which stands as a tree written down in order."""
+    for _ in range(children):
+        element = next(elements, None)
+        if element is None:
+            raise ValueError("a footer that is torn: a schema that ends too early")
+        inner = int(element.get(5, 0))
+        if not inner:
+            yield [element[4]]
+        for path in _leaves(elements, inner):
+            yield [element[4], *path]
 
 
 def _positive(number: int) -> int:

@@ -160,7 +160,7 @@ class Gallery:
         """
         source = storage.absolute(self._root) if self._root else place["source"]
         if source not in self._readers:
-            self._readers[source] = open_pictures(source)
+            self._readers[source] = open_pictures(source, digest=self.index.digests().get(source, ""))
         try:
             (found,) = self._readers[source](np.array([place["index"]], np.int64), [place["path"]])
         except (OSError, GraclError) as error:

@@ -81,6 +81,13 @@ def test_a_part_says_what_of_it_is_there(tmp_path):
     for harm in (b"", content[:-5], content[: len(content) // 2], b"PAR1" * 9):
         (tmp_path / part_name(0)).write_bytes(harm)
         assert finished_part(str(tmp_path), part_name(0)) is None
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for bit in range(8 * footer, 8 * (len(content) - 8), 37):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / part_name(0)).write_bytes(bytes(flipped))
+        found = finished_part(str(tmp_path), part_name(0))
+        assert found is None or isinstance(found, Part)
     pq.write_table(pa.table({"path": ["a"]}), tmp_path / part_name(0))
     assert finished_part(str(tmp_path), part_name(0)) is None
 
@@ -119,6 +126,15 @@ def test_a_part_that_is_not_what_was_written_is_refused(tmp_path, harm, words):
     harm(tmp_path)
     with pytest.raises(ShardError, match=words):
         EmbeddingTable(str(tmp_path)).read()
+
+
+def test_a_manifest_of_other_rows_than_there_are_is_refused(tmp_path):
+    write(tmp_path)
+    values = json.loads((tmp_path / "manifest.json").read_text())
+    for change in ({"rows": 5}, {"files": values["files"][:1]}, {"files": [], "rows": 0}):
+        (tmp_path / "manifest.json").write_text(json.dumps(values | change))
+        with pytest.raises(ShardError, match=r"rows in the parts of"):
+            EmbeddingTable(str(tmp_path)).read()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gracl.errors import ImageError, LayoutError
+from gracl.errors import ImageError, LayoutError, ShardError
 from gracl.images.ingesting import ingest_here
 from gracl.images.shards import ShardStore
 from gracl.images.sources import list_source, open_pictures, read_pictures
@@ -95,6 +95,28 @@ def test_what_is_not_there_is_said(folder, tmp_path):
     assert "gone.jpg" in str(missing[1])
 
 
+def test_a_path_that_leads_out_is_no_picture(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "secret.jpg").write_bytes(b"secret")
+    (folder / "link").symlink_to(other)
+    found = read_pictures(str(folder), ["link/secret.jpg", "a.jpg", str(other / "secret.jpg"), f"../{other.name}/x"])
+    assert [one if isinstance(one, bytes) else "refused" for one in found] == [
+        "refused",
+        b"a.jpg",
+        "refused",
+        "refused",
+    ]
+    assert "it leads out of the folder" in str(found[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_folder_of_names_that_are_no_utf8_is_refused(tmp_path):
+    with open(os.path.join(os.fsencode(tmp_path), b"\xff.jpg"), "wb") as file:
+        file.write(b"x")
+    with pytest.raises(LayoutError, match=r"pictures with names in UTF-8 in .*; came .*xff.jpg"):
+        list_source(str(tmp_path))
+
+
 def test_what_a_table_was_made_of_is_read_again(folder, tmp_path):
     size = {"train_objects": 2, "test_objects": 2, "cameras": 2, "shots": 2, "height": 16, "width": 16}
     write_world(tmp_path / "world", seed=1, **size)
@@ -103,6 +125,8 @@ def test_what_a_table_was_made_of_is_read_again(folder, tmp_path):
     rows = np.array([1, 0])
     packed = open_pictures(str(tmp_path / "shards" / "gallery"))(rows, store.paths(rows))
     assert [bytes(one) for one in packed] == [bytes(one) for one in store.read(rows)]
+    with pytest.raises(ShardError, match="the split .* of digest ddd"):
+        open_pictures(str(tmp_path / "shards" / "gallery"), digest="d" * 64)
     (folder / "list.csv").write_text("path\na.jpg\n")
     for source in (str(folder), str(folder / "list.csv")):
         assert open_pictures(source)(np.array([0]), ["a.jpg"]) == [b"a.jpg"]

@@ -104,6 +104,14 @@ def test_a_torn_one_is_refused(world, harm):
         Calibration.from_json(text.encode(), "here")
 
 
+def test_clusters_of_single_images_have_no_pairs_to_find(world):
+    features, labels = world
+    one = np.unique(labels, return_index=True)[1][1:]
+    found = calibrate(features[one], np.arange(len(one)), model="m", rates=(0.1,))
+    assert found.points[0].found == 0
+    assert Calibration.from_json(found.to_json(), "here") == found
+
+
 def test_too_little_to_calibrate_on_is_refused(world):
     features, labels = world
     with pytest.raises(ClusteringCollapsed, match="two clusters or more"):

@@ -129,6 +129,8 @@ def test_an_index_that_grows_is_as_one_that_was_built_at_once(index, table, quer
         *(f"{what}-000{n}.{end}" for what, end in (("features", "npy"), ("rows", "arrow")) for n in (0, 1)),
     }
     assert names == kept | ({facts.engine} if facts.engine else set())
+    with pytest.raises(ConfigError, match="embeddings to add; came none"):
+        add(tmp_path, iter(()), 0, Origin(**{**vars(more), "table": "third"}))
     with pytest.raises(ConfigError, match="a table that .* does not hold; came more"):
         add(tmp_path, parts(table[:10]), 10, more)
     for change in ({"model": "b" * 64}, {"flip": True}):
@@ -151,6 +153,20 @@ def test_an_addition_that_fails_leaves_the_index_as_it_was(table, query, tmp_pat
         add(tmp_path, parts(table[:100]), 200, more)
     np.testing.assert_array_equal(StoredIndex(tmp_path).search(query, 5)[0], before)
     assert add(tmp_path, parts(table[500:600]), 100, more).rows == 600
+
+
+def test_an_index_that_was_killed_while_it_was_measured_is_not_there_yet(table, tmp_path, monkeypatch):
+    def killed(index):
+        assert not (tmp_path / "index.json").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gracl.retrieval.stored._measured", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, parts(table[:400]), 400, ORIGIN, kind="hnsw")
+    (tmp_path / "features-mine.npy").write_bytes(b"another's")
+    assert build(tmp_path, parts(table[:400]), 400, ORIGIN, kind="hnsw").recall > 0.9
+    assert (tmp_path / "features-mine.npy").exists()
 
 
 def test_float16_is_kept_as_it_is(table, query, tmp_path):

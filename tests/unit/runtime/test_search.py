@@ -154,8 +154,10 @@ def test_the_results_are_written_as_json_parquet_and_a_picture(place, tmp_path):
     picture = decode((tmp_path / "out" / "results.png").read_bytes())
     assert picture.shape[0] > 2 * 128
     assert "results" not in result
-    assert run(place, out=tmp_path / "none", shown=0)["queries"] == result["queries"]
-    assert not (tmp_path / "none" / "results.png").exists()
+    kinds = pq.read_schema(tmp_path / "out" / "results.parquet")
+    assert [str(kinds.field(name).type) for name in ("path", "camera", "similarity")] == ["string", "string", "double"]
+    assert run(place, out=tmp_path / "out", shown=0)["queries"] == result["queries"]
+    assert not (tmp_path / "out" / "results.png").exists(), "the picture of another search"
 
 
 def test_queries_may_be_a_table_that_is_there(place, tmp_path):
@@ -201,10 +203,12 @@ def test_a_rate_of_false_matches_says_which_results_are_the_same(place, tmp_path
             assert [hit["same"] for hit in line["results"]] == [hit["similarity"] >= middle for hit in line["results"]]
             assert line["in_gallery"] == (line["results"][0]["similarity"] >= middle)
         assert len({line["in_gallery"] for line in told}) == 2
-        whole = run(place, false_match_rate=0.1)["threshold"]
+        whole = run(place, false_match_rate=0.1, of="query")["threshold"]
         assert whole["rate_of_a_pair"] == pytest.approx(0.1 / rows)
+        with pytest.raises(ConfigError, match=f"a rate of a query of 0.0034 or more, as was measured for {rows} rows"):
+            run(place, false_match_rate=0.001, of="query")
         with pytest.raises(ConfigError, match="a rate from 0.0001 to 0.1"):
-            run(place, false_match_rate=0.0001)
+            run(place, false_match_rate=0.00001)
         (place / "model" / "calibration.json").write_bytes(kept.to_json().replace(digest.encode(), b"b" * 64))
         with pytest.raises(ConfigError, match="a calibration of the model .*came of bbbbbbbbbbbb"):
             run(place, false_match_rate=0.1, of="pair")
@@ -229,7 +233,7 @@ def test_more_pictures_can_be_added(place, tmp_path):
     [
         ({"rerank_first": 5, "k": 6}, "rerank_first of at least k=6; came 5"),
         ({"reranking.k1": 5}, "rerank_first=N beside settings of it"),
-        ({"of": "pair"}, "false_match_rate beside of"),
+        ({"of": "query"}, "false_match_rate beside of"),
         ({"shown": 5}, "out= beside settings of its picture; came shown=5"),
     ],
 )

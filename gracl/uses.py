@@ -43,7 +43,7 @@ class ExtractConfig(ModelConfig):
     )
     out: str = Field(description="folder for the embedding table; the same command goes on with an unfinished one")
     dtype: Literal["float32", "float16"] = Field("float32", description="of the embeddings in the files")
-    part: Positive = Field(4096, description="pictures of one file, at most: what is lost with an actor")
+    part: int = Field(4096, ge=1, le=2**20, description="pictures of one file, at most: what is lost with an actor")
 
     @model_validator(mode="after")
     def _fits(self) -> "ExtractConfig":

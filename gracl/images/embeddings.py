@@ -7,9 +7,9 @@ what was asked for and is written first; `manifest.json` is written last: a tabl
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,15 @@ from numpy import ndarray
 from gracl.errors import ShardError, expected
 from gracl.images import storage
 from gracl.images.manifests import FILE_NAME, BadImage
+from gracl.images.plain_json import check_values, read_values, told
 from gracl.types import Feature
 
 SCHEMA_VERSION = 2
 ASKED, MANIFEST = "asked.json", "manifest.json"
 _BAD = b"gracl.bad_images"
+# A line of a manifest for each picture that could not be read; a part is what one actor has in memory.
+MAX_MANIFEST_BYTES = 256 * 2**20
+MAX_PART = 2**20
 _AGAIN = "extract again into a new folder"
 
 
@@ -134,7 +138,11 @@ def asked_of(root: str) -> Asked | None:
         ShardError: it cannot be read.
     """
     uri = storage.join(root, ASKED)
-    return _record(uri, Asked) if storage.exists(uri) else None
+    return _asked_in(_values(uri, {})) if storage.exists(uri) else None
+
+
+def _asked_in(values: Mapping[str, Any]) -> Asked:
+    return Asked(**{entry.name: values[entry.name] for entry in fields(Asked)})
 
 
 def write_manifest(root: str, asked: Asked, parts: Sequence[Part], unnamed: Sequence[str], checkpoint: str) -> None:
@@ -169,16 +177,16 @@ class EmbeddingTable:
             came = "an unfinished one" if unfinished else "none"
             do = "run its extraction again, which goes on" if unfinished else "make one with pipelines/extract.py"
             raise ShardError(expected(f"an embedding table in {self.root}", came, do))
-        values = _values(uri)
+        kinds = {"rows": int, "bad_images": list[dict[str, str]], "files": list[str], "checkpoint": str}
+        values = _values(uri, kinds)
+        self.asked = _asked_in(values)
+        self.files, self._rows, self.checkpoint = values["files"], values["rows"], values["checkpoint"]
         try:
-            self.asked = Asked(**{entry.name: values[entry.name] for entry in fields(Asked)})
             self.bad = tuple(BadImage(**image) for image in values["bad_images"])
-            self.files, self._rows = list(values["files"]), int(values["rows"])
-            self.checkpoint = str(values["checkpoint"])
-            if not all(isinstance(file, str) and FILE_NAME.fullmatch(file) for file in self.files):
+            if not all(FILE_NAME.fullmatch(file) for file in self.files):
                 raise ValueError("a file that is no plain name")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ShardError(expected(f"the fields of an embedding table in {uri}", repr(error), _AGAIN)) from error
+        except (TypeError, ValueError) as error:
+            raise ShardError(expected(f"the fields of an embedding table in {uri}", error, _AGAIN)) from error
 
     def __len__(self) -> int:
         return self._rows
@@ -231,19 +239,17 @@ def _check_size(found: pq.FileMetaData, asked: Asked) -> None:
         raise ValueError(f"{found.num_rows} rows in a part of at most {asked.part}")
 
 
-def _values(uri: str) -> dict[str, Any]:
-    try:
-        values = json.loads(storage.read_bytes(uri))
-    except (ValueError, RecursionError) as error:
-        raise ShardError(expected(f"JSON in {uri}", error, _AGAIN)) from error
-    if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
-        came = values.get("schema_version") if isinstance(values, dict) else type(values).__name__
-        raise ShardError(expected(f"schema version {SCHEMA_VERSION} in {uri}", came, _AGAIN))
-    return values
+def _values(uri: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in a table's record, of the kinds that it must be; `more` are those beside `Asked`."""
 
+    def read(place: str) -> dict[str, Any]:
+        values = read_values(place, at_most=MAX_MANIFEST_BYTES)
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"schema version {values.get('schema_version')!r}, not {SCHEMA_VERSION}")
+        check_values(values, {**get_type_hints(Asked), **more})
+        if not (values["images"] >= 0 and 0 < values["part"] <= MAX_PART and values["feature_size"] > 0):
+            raise ValueError("counts that cannot be")
+        return values
 
-def _record(uri: str, kind: type[Asked]) -> Asked:
-    try:
-        return kind(**_values(uri))
-    except TypeError as error:
-        raise ShardError(expected(f"what an extraction was asked for in {uri}", error, _AGAIN)) from error
+    found: dict[str, Any] = told(uri, f"the fields of an embedding table in {uri}", read, ShardError, _AGAIN)
+    return found

@@ -23,6 +23,17 @@ from gracl.types import Feature
 SCHEMA_VERSION = 1
 INDEX = "index.json"
 AGAIN = "build the index again"
+MAX_FACTS_BYTES = 16 * 2**20
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "dtype": str,
+    "model": str,
+    "flip": bool,
+    "checkpoint": str,
+    "effort": int,
+    "recall": (int, float),
+    "engine": str,
+    "engine_sha256": str,
+}
 ROWS_SCHEMA = pa.schema([("path", pa.string()), ("index", pa.int64()), ("camera", pa.string()), ("track", pa.string())])
 # Embeddings of some pictures, and the columns path, index, camera and track of the same.
 Some = tuple[Feature[ndarray, "rows dim"], pa.Table]
@@ -126,11 +137,16 @@ def read_facts(path: Path) -> Facts:
     if not path.is_file():
         raise IndexFault(expected(f"an index in {path.parent}", "none", "build one with pipelines/index.py"))
     try:
+        if path.stat().st_size > MAX_FACTS_BYTES:
+            raise ValueError(f"more than {MAX_FACTS_BYTES} bytes")
         values = json.loads(path.read_bytes())
         if values["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {values['schema_version']}")
         segments = tuple(Segment(**segment) for segment in values["segments"])
         facts = Facts(**{**{entry.name: values[entry.name] for entry in fields(Facts)}, "segments": segments})
+        strange = [name for name, kind in KINDS.items() if not isinstance(getattr(facts, name), kind)]
+        if strange or facts.dtype not in ("float32", "float16") or facts.effort < 0:
+            raise ValueError(f"values that cannot be: {', '.join(strange) or 'dtype or effort'}")
         counts = [facts.rows, facts.feature_size, *(number for one in segments for number in (one.number, one.rows))]
         if facts.kind not in get_args(Kind) or not all(type(count) is int and 0 <= count < 2**48 for count in counts):
             raise ValueError("no such kind, or a count that is none")

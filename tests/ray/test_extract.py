@@ -171,5 +171,5 @@ def test_a_source_without_pictures_is_refused(tmp_path, checkpoint):
 def test_a_manifest_of_another_kind_is_refused(tmp_path):
     for text in ("", "[]", json.dumps({"schema_version": 1}), json.dumps({"schema_version": 2}), "[" * 100_000):
         (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(ShardError, match=r"JSON in|schema version 2 in|the fields of an embedding table in"):
+        with pytest.raises(ShardError, match="the fields of an embedding table in"):
             EmbeddingTable(str(tmp_path))

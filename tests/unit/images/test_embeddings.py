@@ -139,7 +139,16 @@ def test_a_manifest_of_other_rows_than_there_are_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"files": ["../part.parquet"]}, {"files": [1]}, {"rows": "many"}, {"bad_images": [{"a": 1}]}, {"model": None}],
+    [
+        {"files": ["../part.parquet"]},
+        {"files": [1]},
+        {"rows": "many"},
+        {"bad_images": [{"a": 1}]},
+        {"model": None},
+        {"part": 0},
+        {"part": "4"},
+        {"part": 2**40},
+    ],
 )
 def test_a_manifest_that_lies_is_refused(tmp_path, change):
     write(tmp_path)

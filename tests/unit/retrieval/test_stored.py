@@ -209,7 +209,17 @@ def test_a_torn_index_is_refused(harm, words, table, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"schema_version": 2}, {"kind": "other"}, {"engine": "../x"}, {"rows": 5}, {"segments": []}]
+    "change",
+    [
+        {"schema_version": 2},
+        {"kind": "other"},
+        {"engine": "../x"},
+        {"rows": 5},
+        {"segments": []},
+        {"effort": "x"},
+        {"recall": "y"},
+        {"dtype": 3},
+    ],
 )
 def test_facts_that_cannot_be_are_refused(change, table, tmp_path):
     build(tmp_path, parts(table[:300]), 300, ORIGIN)

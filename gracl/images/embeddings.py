@@ -180,7 +180,9 @@ class EmbeddingTable:
         kinds = {"rows": int, "bad_images": list[dict[str, str]], "files": list[str], "checkpoint": str}
         values = _values(uri, kinds)
         self.asked = _asked_in(values)
-        self.files, self._rows, self.checkpoint = values["files"], values["rows"], values["checkpoint"]
+        self.files: list[str] = values["files"]
+        self.checkpoint: str = values["checkpoint"]
+        self._rows: int = values["rows"]
         try:
             self.bad = tuple(BadImage(**image) for image in values["bad_images"])
             if not all(FILE_NAME.fullmatch(file) for file in self.files):

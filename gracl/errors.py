@@ -44,7 +44,7 @@ class LargePicture(ImageError):
     """A picture of more pixels than anybody is to decode."""
 
 
-class IndexFault(GraclError):
+class StoredIndexError(GraclError):
     """A stored index or calibration that is missing, torn, or of another schema."""
 
     exit_code = 2

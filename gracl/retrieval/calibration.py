@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from numpy import ndarray
 
-from gracl.errors import ClusteringCollapsed, ConfigError, GraclError, IndexFault, expected
+from gracl.errors import ClusteringCollapsed, ConfigError, GraclError, StoredIndexError, expected
 from gracl.randomness import rng
 from gracl.types import NOISE
 
@@ -71,7 +71,7 @@ class Calibration:
         """What was kept at a place.
 
         Raises:
-            IndexFault: it is torn or of another schema.
+            StoredIndexError: it is torn or of another schema.
         """
         try:
             values = json.loads(content)
@@ -83,7 +83,7 @@ class Calibration:
             if not points or rates != sorted(rates, reverse=True) or not all(map(math.isfinite, rates)):
                 raise ValueError("rates that do not fall")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise IndexFault(expected(f"a calibration in {place}", repr(error), "calibrate again")) from error
+            raise StoredIndexError(expected(f"a calibration in {place}", repr(error), "calibrate again")) from error
         return found
 
     def threshold(self, rate: float) -> Point:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
-from gracl.errors import GraclError, IndexFault, NonFiniteValue, expected
+from gracl.errors import GraclError, NonFiniteValue, StoredIndexError, expected
 from gracl.retrieval.engines import Kind
 from gracl.types import Feature
 
@@ -132,10 +132,10 @@ def read_facts(path: Path) -> Facts:
     """The facts of an index.
 
     Raises:
-        IndexFault: there is none, or it is torn or of another schema.
+        StoredIndexError: there is none, or it is torn or of another schema.
     """
     if not path.is_file():
-        raise IndexFault(expected(f"an index in {path.parent}", "none", "build one with pipelines/index.py"))
+        raise StoredIndexError(expected(f"an index in {path.parent}", "none", "build one with pipelines/index.py"))
     try:
         if path.stat().st_size > MAX_FACTS_BYTES:
             raise ValueError(f"more than {MAX_FACTS_BYTES} bytes")
@@ -153,7 +153,7 @@ def read_facts(path: Path) -> Facts:
         if Path(facts.engine).name != facts.engine or sum(one.rows for one in segments) != facts.rows or not segments:
             raise ValueError("parts that do not fit together")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IndexFault(expected(f"an index's facts in {path}", repr(error), AGAIN)) from error
+        raise StoredIndexError(expected(f"an index's facts in {path}", repr(error), AGAIN)) from error
     return facts
 
 
@@ -161,16 +161,16 @@ def mapped(place: Path, segment: Segment, facts: Facts) -> Feature[ndarray, "row
     """The embeddings of a segment, mapped into memory.
 
     Raises:
-        IndexFault: missing, torn, or others.
+        StoredIndexError: missing, torn, or others.
     """
     path = place / _features_name(segment.number)
     try:
         features = np.lib.format.open_memmap(path, "r")
     except (OSError, ValueError, EOFError) as error:
-        raise IndexFault(expected(f"the embeddings {path}", error, AGAIN)) from error
+        raise StoredIndexError(expected(f"the embeddings {path}", error, AGAIN)) from error
     if features.shape != (segment.rows, facts.feature_size) or str(features.dtype) != facts.dtype:
         came = f"{features.dtype} {list(features.shape)}"
-        raise IndexFault(expected(f"{facts.dtype} [{segment.rows}, {facts.feature_size}] in {path}", came, AGAIN))
+        raise StoredIndexError(expected(f"{facts.dtype} [{segment.rows}, {facts.feature_size}] in {path}", came, AGAIN))
     return features
 
 
@@ -178,15 +178,15 @@ def rows_of(place: Path, segment: Segment) -> pa.Table:
     """Whom they belong to.
 
     Raises:
-        IndexFault: missing, torn, or others.
+        StoredIndexError: missing, torn, or others.
     """
     path = place / _rows_name(segment.number)
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowException) as error:
-        raise IndexFault(expected(f"the rows {path}", error, AGAIN)) from error
+        raise StoredIndexError(expected(f"the rows {path}", error, AGAIN)) from error
     if table.num_rows != segment.rows:
-        raise IndexFault(expected(f"{segment.rows} rows in {path}", table.num_rows, AGAIN))
+        raise StoredIndexError(expected(f"{segment.rows} rows in {path}", table.num_rows, AGAIN))
     return table
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
-from gracl.errors import ConfigError, GraclError, IndexFault, expected
+from gracl.errors import ConfigError, GraclError, StoredIndexError, expected
 from gracl.randomness import rng
 from gracl.retrieval.engines import Engine, Kind, choose, sample_size
 from gracl.retrieval.index_files import (
@@ -123,7 +123,7 @@ def add(
 
     Raises:
         ConfigError: another model's embeddings, or a table that is in the index already.
-        IndexFault: no index, or a torn one.
+        StoredIndexError: no index, or a torn one.
     """
     index = StoredIndex(folder)
     facts = index.facts
@@ -166,7 +166,7 @@ class StoredIndex:
         made: facts and engine of one that is just being made, and of which the folder does not tell yet.
 
     Raises:
-        IndexFault: there is none, or it is torn or of another schema.
+        StoredIndexError: there is none, or it is torn or of another schema.
         ConfigError: faiss is not installed.
     """
 
@@ -187,7 +187,7 @@ class StoredIndex:
         path = self.folder / facts.engine
         if not path.is_file() or sha256_of(path) != facts.engine_sha256:
             came = "another content" if path.is_file() else "no such file"
-            raise IndexFault(expected(f"the index {path}", came, AGAIN))
+            raise StoredIndexError(expected(f"the index {path}", came, AGAIN))
         self.engine = Engine.read(path, facts.kind, facts.effort)
 
     def __len__(self) -> int:

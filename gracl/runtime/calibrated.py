@@ -19,7 +19,7 @@ def calibration_of(checkpoint: str, model: str, flip: bool) -> Calibration:
 
     Raises:
         ConfigError: there is none, or it is of another model or of features of another kind.
-        IndexFault: it is torn.
+        StoredIndexError: it is torn.
     """
     place = place_of(checkpoint)
     if not storage.exists(place):

@@ -189,7 +189,7 @@ def test_a_wrong_argument_is_one_message_and_exit_code_2(answers, door, wrong):
         ("calibrate", "ConfigError", "a split named 'train' in"),
         ("group", "ShardError", "an embedding table in"),
         ("index", "ShardError", "an embedding table in"),
-        ("search", "IndexFault", "an index in"),
+        ("search", "StoredIndexError", "an index in"),
         ("ingest", "LayoutError", "nowhere"),
         ("train", "ConfigError", "a split named 'train' in"),
     ],

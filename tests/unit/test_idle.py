@@ -23,14 +23,14 @@ def test_settings_of_the_relations_that_nothing_uses_are_named():
         "rule_temperature": 1.0,
         "relax_tries": 3,
     }
-    assert told(relations=unused, scale={"shard_gpus": 1}) == [
-        "relations.k2_intra is not used with relations.camera_aware=false",
+    assert sorted(told(relations=unused, scale={"shard_gpus": 1})) == [
+        "relations.centroids is not used with relations.inter_rule=mean",
+        "relations.effort is not used with relations.search=exact",
         "relations.eps_rise is not used with relations.eps_first=1",
+        "relations.k2_intra is not used with relations.camera_aware=false",
         "relations.min_cluster_size is not used with relations.clustering=dbscan",
         "relations.relax_tries is not used with relations.on_collapse=stop",
-        "relations.centroids is not used with relations.inter_rule=mean",
         "relations.rule_temperature is not used with relations.inter_rule=mean",
-        "relations.effort is not used with relations.search=exact",
         "scale.shard_gpus is not used with relations.shards=1",
     ]
     other = {"camera_aware": True, "k1": 20, "clustering": "hdbscan", "eps": 0.5}

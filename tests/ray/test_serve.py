@@ -217,5 +217,7 @@ def test_who_was_let_in_before_the_end_is_answered(service, place):  # noqa: F81
     service.stop()
     assert (before, service.code) == (None, 0), service.err
     early = told[: int(60 * 0.8)]
-    assert {one.status for one in early} == {200, 503}
+    statuses = {one.status for one in early}
+    assert 200 in statuses
+    assert statuses <= {200, 503}, "let in and answered, or told to come again"
     assert all(one.right for one in told if one.status == 200)

@@ -81,7 +81,7 @@ class Question:
     cameras: tuple[str, ...] = ()
     own_camera: str | None = None
     false_match_rate: float | None = None
-    of: Literal["pair", "query"] = "query"
+    of: Literal["pair", "query"] = "pair"
 
 
 class Gallery:

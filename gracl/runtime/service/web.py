@@ -206,7 +206,7 @@ def question_of(request: Request, most_k: int) -> Question:
     k = given.get("k", "10")
     if not re.fullmatch(r"[0-9]{1,6}", k) or not 1 <= int(k) <= most_k:
         raise Refusal(400, f"k from 1 to {most_k}", k[:40], "ask for fewer or more results")
-    rate, of = given.get("false_match_rate"), given.get("of", "query")
+    rate, of = given.get("false_match_rate"), given.get("of", "pair")
     if of not in ("pair", "query") or (rate is None and "of" in given):
         came = of[:40] if of not in ("pair", "query") else "none"
         raise Refusal(400, "of=pair or of=query, beside false_match_rate", came, "leave it out")

@@ -270,8 +270,10 @@ def test_a_rate_of_false_matches_judges_the_results(place, query):  # noqa: F811
         assert [hit["same"] for hit in told["results"]] == [hit["same"] for hit in wanted["results"]]
         assert told["threshold"]["rate_of_a_pair"] == 0.001
         assert json.loads(get(service, "/about")[2])["rates_of_a_pair"] == [0.0001, 0.1]
-        status, words = refused(post(service, "/search?false_match_rate=0.0001", query.read_bytes()))
-        assert (status, "a rate from 0.0001 to 0.1" in words) == (400, True)
+        plain = json.loads(post(service, "/search?false_match_rate=0.001", query.read_bytes())[2])
+        assert plain["threshold"] == told["threshold"]
+        status, words = refused(post(service, "/search?false_match_rate=0.0001&of=query", query.read_bytes()))
+        assert (status, "a rate of a query of" in words) == (400, True)
         kept.write_bytes(kept.read_bytes().replace(digest.encode(), b"b" * 64))
         with pytest.raises(ConfigError, match="a calibration of the model"):
             made(place)

@@ -24,7 +24,7 @@ from gracl.learning.checkpoint import load_encoder
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import autocast, encode
 from gracl.learning.flipping import encode_with_mirror
-from gracl.types import FeatureTable
+from gracl.types import FeatureTable, Plan
 
 # A file or URI, the bytes of a file, or pixels as uint8 [height, width, 3], red first.
 Picture = str | Path | bytes | ndarray
@@ -65,8 +65,9 @@ def embed(
     if min(batch, threads) < 1:
         raise ConfigError(expected("batch and threads of at least 1", f"{batch} and {threads}", "raise them"))
     encoder, view = model if isinstance(model, tuple) else load_encoder(model)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    describe = Description(encoder.to(where).eval(), view, batch, threads, autocast(where, precision), flip)
+    describe = Description.of(
+        encoder, view, batch=batch, threads=threads, device=device, precision=precision, flip=flip
+    )
     return np.asarray(describe(partial(_read, images), len(images), progress).features)
 
 
@@ -81,6 +82,50 @@ class Description:
     casting: AbstractContextManager[object]
     flip: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        view: Mapping[str, int],
+        *,
+        batch: int,
+        threads: int,
+        device: str = "auto",
+        precision: str = "float32",
+        flip: bool = False,
+    ) -> "Description":
+        """By an encoder, which is moved to the device; arguments as those of `embed`."""
+        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        return cls(encoder.to(where).eval(), view, batch, threads, autocast(where, precision), flip)
+
+    def tables(
+        self,
+        read: Callable[[Int64[ndarray, "rows"]], Sequence[Encoded]],
+        plan: Plan,
+        progress: Callable[[int], None] = lambda done: None,
+        on_bad: OnBad | None = None,
+    ) -> tuple[FeatureTable, ...]:
+        """The features of the pictures of a plan: plain, and with `flip` after them the flip-averaged ones.
+
+        `read` gives the bytes of some; the rest as `load`.
+        """
+        size: dict[str, Any] = dict(self.view)
+        scan = load(
+            share_tickets(read, plan),
+            partial(eval_view, **size),
+            **size,
+            seed=None,
+            threads=self.threads,
+            on_bad=on_bad,
+        )
+        try:
+            with torch.inference_mode():
+                if self.flip:
+                    return encode_with_mirror(self.encoder, scan, self.casting, progress)
+                return (encode(self.encoder, scan, self.casting, progress),)
+        finally:
+            scan.close()
+
     def __call__(
         self,
         read: Callable[[Int64[ndarray, "rows"]], Sequence[Encoded]],
@@ -88,24 +133,8 @@ class Description:
         progress: Callable[[int], None] = lambda done: None,
         on_bad: OnBad | None = None,
     ) -> FeatureTable:
-        """The features of pictures 0 to `images` - 1; `read` gives the bytes of some, the rest as `load`."""
-        size: dict[str, Any] = dict(self.view)
-        scan = load(
-            share_tickets(read, scan_plan(images, self.batch)),
-            partial(eval_view, **size),
-            **size,
-            seed=None,
-            threads=self.threads,
-            on_bad=on_bad,
-        )
-        how: Any = encode_with_mirror if self.flip else encode
-        try:
-            with torch.inference_mode():
-                found = how(self.encoder, scan, self.casting, progress)
-        finally:
-            scan.close()
-        table: FeatureTable = found[1] if self.flip else found
-        return table
+        """The features of pictures 0 to `images` - 1, flip-averaged where that is asked for."""
+        return self.tables(read, scan_plan(images, self.batch), progress, on_bad)[-1]
 
     def readable(
         self, read: Callable[[Int64[ndarray, "rows"]], Sequence[Encoded | ImageError]], images: int

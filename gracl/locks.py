@@ -292,11 +292,11 @@ def _read(uri: str) -> Holder | None:
     try:
         values = read_values(uri)
         check_values(values, get_type_hints(Holder))
-    except FileNotFoundError:
+        if not 0 < values["pid"] < 2**31:
+            raise ValueError("a process of no number")
+    except FileNotFoundError:  # given back meanwhile, which is for who asks
         raise
     except (OSError, ValueError):
-        values = {"pid": 0}
-    if not 0 < values["pid"] < 2**31:
         return None  # torn, or of another version: judged by whether it is refreshed
     return Holder(**{one.name: values[one.name] for one in fields(Holder)})
 

@@ -6,19 +6,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from gracl.config import Name, refuse_unless
-from gracl.sections import (
-    Clustered,
-    Count,
-    Crew,
-    Expansion,
-    Grouping,
-    Judged,
-    Packed,
-    Positive,
-    Reranking,
-    Reviewed,
-    Section,
-)
+from gracl.sections import Count, Crew, Grouping, Judged, Positive, Section
+from gracl.use_sections import Clustered, Expansion, Packed, Reranking, Reviewed
 
 
 class ModelConfig(Section):
@@ -43,7 +32,9 @@ class ExtractConfig(ModelConfig):
     )
     out: str = Field(description="folder for the embedding table; the same command goes on with an unfinished one")
     dtype: Literal["float32", "float16"] = Field("float32", description="of the embeddings in the files")
-    part: int = Field(4096, ge=1, le=2**20, description="pictures of one file, at most: what is lost with an actor")
+    part: int = Field(
+        0, ge=0, le=2**20, description="pictures of one file; 0: 4096, or less, so that each worker has one"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "ExtractConfig":
@@ -204,7 +195,7 @@ class SearchConfig(Section):
     checkpoint: str | None = Field(None, description="folder of the model; default: where the index's table says")
     k: Positive = Field(10, description="results of each query")
     other_cameras: bool = Field(False, description="leave out what the query's own camera took, where both are known")
-    cameras: tuple[str, ...] = Field((), description="look among these cameras only; []: all")
+    cameras: tuple[str | int, ...] = Field((), description="look among these cameras only; []: all")
     rerank_first: Count = Field(0, description="re-rank the first so many by k-reciprocal neighbours; 0: do not")
     reranking: Reranking = Reranking()
     false_match_rate: float | None = Field(

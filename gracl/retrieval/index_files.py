@@ -29,6 +29,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "flip": bool,
     "checkpoint": str,
+    "effort_asked": int,
     "effort": int,
     "recall": (int, float),
     "engine": str,
@@ -52,7 +53,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Facts:
-    """What `index.json` says. `recall` is the share of the ten truly nearest that is found, measured on drawn rows."""
+    """What `index.json` says. `effort` is what a question looks at, `effort_asked` what was asked for (0: chosen anew
+    whenever the index grows). `recall` is the share of the ten truly nearest that is found, measured on drawn rows."""
 
     schema_version: int
     kind: Kind
@@ -62,6 +64,7 @@ class Facts:
     model: str
     flip: bool
     checkpoint: str
+    effort_asked: int
     effort: int
     recall: float
     segments: tuple[Segment, ...]

@@ -4,7 +4,7 @@ What faiss proposes is scored again with the embeddings themselves, which are ma
 exact, and only who is proposed may not be.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ def build(
         model=origin.model,
         flip=origin.flip,
         checkpoint=origin.checkpoint,
+        effort_asked=effort,
         effort=effort,
         recall=1.0,
         segments=(Segment(0, rows, origin.table, origin.source, origin.data_digest),),
@@ -315,7 +316,7 @@ def _measured(index: StoredIndex) -> Facts:
     query, k = index.features(drawn), min(len(index), RECALL_AT + 1)
     true = _others(drawn, index.exact(query, k)[0])
     recall = 1.0
-    for effort in [index.facts.effort] if index.facts.effort else index.engine.efforts():
+    for effort in [index.facts.effort_asked] if index.facts.effort_asked else index.engine.efforts():
         index.engine.effort = effort
         found = _others(drawn, index.search(query, k)[0])
         hits = sum(len(np.intersect1d(one, other)) for one, other in zip(found, true, strict=True))
@@ -332,21 +333,3 @@ def _others(rows: Int64[ndarray, "rows"], found: Int64[ndarray, "rows k"]) -> li
 
 def _sample(features: Feature[ndarray, "rows dim"], size: int) -> Feature[ndarray, "sample dim"]:
     return np.asarray(features[np.sort(rng(0, "index").permutation(len(features))[:size])])
-
-
-def results(
-    index: StoredIndex, rows: Int64[ndarray, "queries k"], similarities: Float32[ndarray, "queries k"]
-) -> list[list[dict[str, Any]]]:
-    """For each query what was found: path, index, camera, track, source and similarity, most similar first."""
-    flat = rows[rows != EMPTY]
-    about: Sequence[dict[str, Any]] = index.about(flat)
-    given, found = iter(about), list[list[dict[str, Any]]]()
-    for line, scores in zip(rows, similarities, strict=True):
-        found.append(
-            [
-                next(given) | {"similarity": float(score)}
-                for row, score in zip(line, scores, strict=True)
-                if row != EMPTY
-            ]
-        )
-    return found

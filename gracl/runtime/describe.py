@@ -5,7 +5,6 @@ simply described again.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import ray
@@ -13,16 +12,13 @@ import torch
 from ray.util import ActorPool
 
 from gracl.config import TrainConfig
+from gracl.embedding import Description
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
-from gracl.images.loading import load, share_tickets
 from gracl.images.manifests import read_manifest
 from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
-from gracl.images.views import eval_view
 from gracl.learning.encoder import Encoder
-from gracl.learning.fit import autocast, encode
-from gracl.learning.flipping import encode_with_mirror
 from gracl.runtime.checkpoints import load_model
 from gracl.runtime.progress import Progress
 from gracl.runtime.session import Demand, refusals
@@ -60,27 +56,24 @@ class Describer:
         plain: bool = True,
     ) -> None:
         torch.set_num_threads(threads)
-        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        encoder, size = load_model(checkpoint)
-        self._encoder, self._size = encoder.to(device), dict[str, Any](size)
+        encoder, view = load_model(checkpoint)
+        self._describe = Description.of(
+            encoder,
+            view,
+            batch=batch,
+            threads=decode_threads,
+            device="cuda" if ray.get_gpu_ids() else "cpu",
+            precision=precision,
+            flip=flip,
+        )
         self._store = ShardStore.open(root, split, cache=cache)
-        self._casting = autocast(device, precision)
-        self._batch, self._decode_threads, self._flip = batch, decode_threads, flip
+        self._plan = scan_plan(len(self._store), batch)
         self._first = 1 if flip and not plain else 0
 
     def describe(self, chunk: tuple[int, int]) -> tuple[FeatureTable, ...]:
         """The features of the tickets from `chunk[0]` up to `chunk[1]` of the split's scan: plain, flip-averaged."""
-        tickets = scan_plan(len(self._store), self._batch).tickets[chunk[0] : chunk[1]]
-        scan = load(
-            share_tickets(self._store.read, Plan(epoch=0, tickets=tickets)),
-            partial(eval_view, **self._size),
-            **self._size,
-            seed=None,
-            threads=self._decode_threads,
-        )
-        if self._flip:
-            return encode_with_mirror(self._encoder, scan, self._casting, lambda done: None)[self._first :]
-        return (encode(self._encoder, scan, self._casting, lambda done: None),)
+        plan = Plan(epoch=0, tickets=self._plan.tickets[chunk[0] : chunk[1]])
+        return self._describe.tables(self._store.read, plan)[self._first :]
 
 
 def describe_split(

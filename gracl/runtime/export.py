@@ -1,7 +1,6 @@
 """export(config): a checkpoint as a folder that is used without gracl. Needs no Ray."""
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from gracl.locks import holding
 from gracl.randomness import rng
 from gracl.retrieval.card import model_card, usage
 from gracl.runtime.checkpoints import load_any_state, load_model
+from gracl.runtime.progress import say
 from gracl.uses import ExportConfig
 
 FACTS = "export.json"
@@ -75,7 +75,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         storage.write_bytes(storage.join(out, FACTS), json.dumps(facts, indent=1).encode())
     largest = max(found.largest for found in checked.values())
     shown = sum(found.pictures for found in checked.values())
-    print(f"{model.name} in {out}: at most {largest:.2g} from PyTorch in {shown} pictures", file=sys.stderr, flush=True)
+    say(f"{model.name} in {out}: at most {largest:.2g} from PyTorch in {shown} pictures")
     return {
         "out": out,
         "format": config.format,

@@ -24,7 +24,6 @@ from gracl.images.loading import Encoded
 from gracl.images.manifests import BadImage, read_manifest
 from gracl.images.shards import ShardStore
 from gracl.images.sources import Listing, list_source, read_pictures
-from gracl.learning.fit import autocast
 from gracl.learning.identity import model_digest
 from gracl.locks import holding
 from gracl.runtime.checkpoints import load_model
@@ -35,6 +34,8 @@ from gracl.runtime.waiting import each_within
 from gracl.types import UNKNOWN
 from gracl.uses import ExtractConfig
 
+# Pictures of one file where nobody says it: what is lost with an actor.
+PART = 4096
 Row = dict[str, Any]
 
 
@@ -53,15 +54,15 @@ class PartWriter:
         self, checkpoint: str, out: str, store: tuple[str, str, str | None] | None, root: str, options: dict[str, Any]
     ) -> None:
         torch.set_num_threads(options["threads"])
-        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         encoder, view = load_model(checkpoint)
-        self._describe = Description(
-            encoder.to(device),
+        self._describe = Description.of(
+            encoder,
             view,
-            options["batch"],
-            options["decode_threads"],
-            autocast(device, options["precision"]),
-            options["flip"],
+            batch=options["batch"],
+            threads=options["decode_threads"],
+            device="cuda" if ray.get_gpu_ids() else "cpu",
+            precision=options["precision"],
+            flip=options["flip"],
         )
         self._out, self._root, self._dtype = out, root, options["dtype"]
         self._store = ShardStore.open(store[0], store[1], cache=store[2]) if store else None
@@ -134,7 +135,7 @@ def _extracted(config: ExtractConfig, out: str) -> dict[str, Any]:
     if begun is None:
         storage.write_bytes(storage.join(out, ASKED), asked.to_json())
     else:
-        asked = _same(begun, asked, out)
+        asked = _same(config, begun, asked, out)
     done = _finished(out, asked)
     missing = [number for number in range(-(-asked.images // asked.part)) if number not in done]
     if done:
@@ -180,18 +181,26 @@ def _asked(config: ExtractConfig, listing: Listing | None) -> Asked:
         source=source,
         data_digest=digest,
         images=images,
-        part=min(config.part, -(-images // config.scale.workers)),
+        part=config.part or min(PART, -(-images // config.scale.workers)),
         model=model_digest(encoder, view),
         feature_size=encoder.feature_size,
         dtype=config.dtype,
         flip=config.flip,
-        precision=config.precision,
+        precision=_precision(config),
     )
 
 
-def _same(begun: Asked, asked: Asked, out: str) -> Asked:
+def _precision(config: ExtractConfig) -> str:
+    """What "auto" is: half precision where the actors have GPUs, so that no table is made of both."""
+    if config.precision != "auto":
+        return config.precision
+    return "bfloat16" if config.scale.worker_gpus else "float32"
+
+
+def _same(config: ExtractConfig, begun: Asked, asked: Asked, out: str) -> Asked:
     """What was begun, where it is what is asked for now; how many work on it may be another number."""
-    differ = [name for name, value in vars(begun).items() if name != "part" and value != getattr(asked, name)]
+    left = () if config.part else ("part",)
+    differ = [name for name, value in vars(begun).items() if name not in left and value != getattr(asked, name)]
     if differ:
         pairs = ", ".join(f"{name} {getattr(begun, name)!r} before, {getattr(asked, name)!r} now" for name in differ)
         raise ConfigError(
@@ -235,7 +244,7 @@ def _describe(
     store = None if listing else (storage.absolute(data.root), config.split, near(data.cache))
     options = {
         "batch": config.batch,
-        "precision": config.precision,
+        "precision": asked.precision,
         "threads": scale.worker_threads,
         "decode_threads": scale.decode_threads,
         "flip": config.flip,

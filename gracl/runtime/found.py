@@ -21,6 +21,7 @@ FLAT = pa.schema(
     [
         ("query", pa.string()),
         ("rank", pa.int64()),
+        ("row", pa.int64()),
         ("path", pa.string()),
         ("index", pa.int64()),
         ("camera", pa.string()),
@@ -29,11 +30,11 @@ FLAT = pa.schema(
         ("similarity", pa.float64()),
     ]
 )
-LEGEND: Legend = ((QUERY, "query"), (_ACCEPTED, "taken for the same object"), (UNJUDGED, "not, or not asked"))
+LEGEND: Legend = ((QUERY, "query"), (_ACCEPTED, "taken for the same object"), (UNJUDGED, "not, or not queries"))
 
 
 @dataclass(frozen=True)
-class Asked:
+class Queries:
     """The queries. `source` is where their pictures lie, `bad` are paths that could not be read, and why."""
 
     paths: list[str]
@@ -46,7 +47,7 @@ class Asked:
 
 def write_results(
     out: str,
-    asked: Asked,
+    queries: Queries,
     answers: Sequence[Mapping[str, Any]],
     result: Mapping[str, Any],
     *,
@@ -74,10 +75,12 @@ def write_results(
     if storage.exists(picture):  # of another search
         storage.remove(picture)
     if shown and answers:
-        storage.write_bytes(picture, _sheet(asked, answers[:shown], root, digests))
+        storage.write_bytes(picture, _sheet(queries, answers[:shown], root, digests))
 
 
-def _sheet(asked: Asked, answers: Sequence[Mapping[str, Any]], root: str | None, digests: Mapping[str, str]) -> bytes:
+def _sheet(
+    queries: Queries, answers: Sequence[Mapping[str, Any]], root: str | None, digests: Mapping[str, str]
+) -> bytes:
     """Queries and what they found, as far as the pictures can still be read."""
     albums: dict[str, Album] = {}
 
@@ -89,9 +92,9 @@ def _sheet(asked: Asked, answers: Sequence[Mapping[str, Any]], root: str | None,
         )
 
     rows = []
-    for path, number, answer in zip(asked.paths, asked.indices, answers, strict=False):
+    for path, number, answer in zip(queries.paths, queries.indices, answers, strict=False):
         hits = answer["results"]
-        query = pictures(asked.source, [{"path": path, "index": number}])[0]
+        query = pictures(queries.source, [{"path": path, "index": number}])[0]
         rows.append(
             SheetRow(
                 query=query,

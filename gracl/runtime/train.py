@@ -1,7 +1,6 @@
 """train(config): shards -> checkpoints, on Ray Train with the relation actor beside it, recorded in MLflow."""
 
 import fnmatch
-import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -94,8 +93,8 @@ def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
     Each time with a connection to Ray of its own: what the dead controller had (ranks, a placement group) ends with
     the one before, as it does when the same command is typed again.
     """
-    limit, ours = run.config.scale.max_failures, not ray.is_initialized()
-    for lost in itertools.count(1):
+    lost, limit, ours = 0, run.config.scale.max_failures, not ray.is_initialized()
+    while True:
         try:
             with session(demand(run.config)):
                 run = register(run, uri)
@@ -104,12 +103,12 @@ def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
                     learn(run, uri, callbacks)
             return run
         except ControllerLost as error:
+            lost += 1
             if not ours or 0 <= limit < lost:
                 raise
             say(f"{error}: so this one does, the {lost}. time")
         set_torn_aside(run.folder)
         run = prepare(run.config)
-    raise AssertionError("it counts without end")
 
 
 def tell_rest(run: Run, uri: str) -> Run:

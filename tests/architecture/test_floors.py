@@ -15,6 +15,7 @@ FLOORS = {
     "gracl.idle": 2,
     "gracl.experiments": 2,
     "gracl.uses": 2,
+    "gracl.use_sections": 2,
     "gracl.cli": 3,
     "gracl.locks": 3,
     "gracl.similarity": 3,
@@ -67,6 +68,7 @@ def test_the_pure_part_knows_neither_ray_nor_mlflow_nor_config(module):
         "gracl.idle",
         "gracl.experiments",
         "gracl.uses",
+        "gracl.use_sections",
         "gracl.runtime",
     )
     assert [name for name, _ in imports(FILES[module]) if any(within(name, one) for one in forbidden)] == []

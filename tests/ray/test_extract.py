@@ -103,7 +103,9 @@ def test_the_same_command_does_what_is_missing(ray_cluster, pictures, checkpoint
     kept = (out / "part-00000.parquet").stat().st_mtime_ns
     with pytest.raises(ConfigError, match="dtype 'float32' before, 'float16' now"):
         run(checkpoint, images=pictures, out=out, dtype="float16")
-    again = run(checkpoint, images=pictures, out=out, **{"scale.workers": 2})
+    with pytest.raises(ConfigError, match="part 8 before, 4 now"):
+        run(checkpoint, images=pictures, out=out, part=4)
+    again = run(checkpoint, images=pictures, out=out, part=0, **{"scale.workers": 2})
     assert again["described"] == 2 * PART
     assert (out / "part-00000.parquet").stat().st_mtime_ns == kept
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole

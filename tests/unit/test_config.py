@@ -20,17 +20,16 @@ from gracl.retrieval.reranking import reranked
 from gracl.sections import (
     Checkpoints,
     EncoderSection,
-    Expansion,
     Grouping,
     Loss,
     Optim,
     Relations,
-    Reranking,
     Sampling,
     Scale,
     Schedule,
     Views,
 )
+from gracl.use_sections import Expansion, Reranking
 from gracl.uses import EvaluateConfig
 
 SECTIONS = [

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,15 +16,12 @@ from gracl.errors import ConfigError, GraclError, ImageError, expected
 from gracl.images import storage
 from gracl.images.decoding import claimed, decode
 from gracl.images.sources import open_pictures
-from gracl.learning.fit import autocast
 from gracl.learning.identity import model_digest
 from gracl.retrieval.calibration import Calibration
-from gracl.retrieval.stored import StoredIndex, results
+from gracl.retrieval.lookup import look_up, threshold_of, told
+from gracl.retrieval.stored import StoredIndex
 from gracl.runtime.calibrated import calibration_of, place_of
 from gracl.runtime.checkpoints import load_model
-from gracl.runtime.search import find_rows, judged, threshold_of
-from gracl.types import EMPTY
-from gracl.uses import SearchConfig
 
 # What browsers show; anything else that a gallery holds goes out as PNG.
 SHOWN = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp", "BMP": "image/bmp"}
@@ -60,8 +57,7 @@ class Describer:
         encoder, view = load_model(storage.absolute(checkpoint))
         self.model = model_digest(encoder, view)
         torch.set_num_threads(threads)
-        where = torch.device(device)
-        self._describe = Description(encoder.to(where), view, 1, threads, autocast(where, "float32"), flip)
+        self._describe = Description.of(encoder, view, batch=1, threads=threads, device=device, flip=flip)
 
     def __call__(self, pictures: list[bytes]) -> list[Described]:
         """What becomes of each; one that is torn does no harm to the others."""
@@ -126,27 +122,24 @@ class Gallery:
         Raises:
             ConfigError: cameras that the index does not know; a rate without a calibration, or beyond it.
         """
-        threshold, point = None, None
+        threshold = None
         if question.false_match_rate is not None:
             if self.calibration is None:
                 do = "calibrate the model (pipelines/calibrate.py) and start the service again, or leave out the rate"
                 raise ConfigError(expected("a calibration beside false_match_rate", "none", do))
-            rate, of = question.false_match_rate, question.of
-            threshold, point = threshold_of(self.calibration, rate, of, len(self.index))
-        config = SearchConfig(
-            index=str(self.index.folder),
-            queries="",
-            k=question.k,
-            cameras=question.cameras,
+            threshold = threshold_of(self.calibration, question.false_match_rate, question.of, len(self.index))
+        (hits,) = look_up(
+            self.index,
+            feature[None],
+            question.k,
+            cameras=[question.own_camera],
+            among=question.cameras,
             other_cameras=question.own_camera is not None,
         )
-        rows, similarities = find_rows(config, self.index, feature[None], [question.own_camera])
-        there = rows[0][rows[0] != EMPTY].tolist()
-        hits = [
-            {"row": row, **{name: value for name, value in hit.items() if name != "source"}}
-            for row, hit in zip(there, results(self.index, rows, similarities)[0], strict=True)
-        ]
-        return {"model": self.index.facts.model, "threshold": point, **judged(hits, threshold)}
+        found = told(self.index, hits, threshold)
+        for hit in found["results"]:
+            del hit["source"]  # a folder of this machine is nobody's business
+        return {"model": self.index.facts.model, "threshold": asdict(threshold) if threshold else None, **found}
 
     def place(self, row: int) -> dict[str, Any] | None:
         """Path, index and source of a row; None where there is no such row."""

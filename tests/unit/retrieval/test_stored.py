@@ -8,8 +8,10 @@ import pyarrow as pa
 import pytest
 
 from gracl.errors import ConfigError, GraclError
+from gracl.retrieval.calibration import Point
 from gracl.retrieval.engines import PQ_ROWS, choose
-from gracl.retrieval.stored import Origin, StoredIndex, add, build, results
+from gracl.retrieval.lookup import look_up, told
+from gracl.retrieval.stored import Origin, StoredIndex, add, build
 
 ORIGIN = Origin("a" * 64, "runs/first/epoch-0010", False, "features", "pictures")
 ROWS, DIM = 12_000, 32
@@ -180,12 +182,33 @@ def test_float16_is_kept_as_it_is(table, query, tmp_path):
 def test_what_is_found_is_told_with_its_picture(table, tmp_path):
     build(tmp_path, parts(table[:100]), 100, ORIGIN)
     index = StoredIndex(tmp_path)
-    rows, similarities = index.search(table[4:6], 2)
-    told = results(index, rows, similarities)
-    assert [line[0]["path"] for line in told] == ["4.jpg", "5.jpg"]
-    assert [line[0]["camera"] for line in told] == ["c1", None]
-    assert told[0][0]["similarity"] == pytest.approx(1, abs=1e-6)
+    lines = [told(index, hits)["results"] for hits in look_up(index, table[4:6], 2)]
+    assert [line[0]["path"] for line in lines] == ["4.jpg", "5.jpg"]
+    assert [line[0]["camera"] for line in lines] == ["c1", None]
+    assert lines[0][0]["similarity"] == pytest.approx(1, abs=1e-6)
     assert list(index.cameras()[:3]) == ["c0", "c1", None]
+
+
+def test_the_best_row_decides_though_re_ranking_shows_others(table, tmp_path):
+    build(tmp_path, parts(table[:200]), 200, ORIGIN)
+    index = StoredIndex(tmp_path)
+    for number, hits in enumerate(look_up(index, table[:60], 1, rerank_first=60, k1=8, k2=2, original_weight=0.0)):
+        assert hits.best == pytest.approx(1, abs=1e-6)
+        assert len(hits.rows) == 1
+        said = told(index, hits, Point(0.01, 0.999, 0.99, 1.0, 0.1))
+        assert said["in_gallery"] is True
+        assert said["results"][0]["same"] == (hits.rows[0] == number)
+
+
+def test_an_effort_that_was_chosen_is_chosen_anew_when_the_index_grows(tmp_path):
+    table = unit(np.random.default_rng(2), ROWS + 1000, DIM)
+    for name, effort in (("chosen", 0), ("asked", 3)):
+        build(tmp_path / name, parts(table[:ROWS]), ROWS, ORIGIN, kind="ivf_pq", effort=effort)
+        path = tmp_path / name / "index.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"effort": 3}))
+        more = Origin(ORIGIN.model, ORIGIN.checkpoint, False, "more", "more")
+        facts = add(tmp_path / name, parts(table[ROWS:]), 1000, more)
+        assert (facts.effort > 3) == (effort == 0)
 
 
 @pytest.mark.parametrize(

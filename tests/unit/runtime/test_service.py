@@ -268,7 +268,7 @@ def test_a_rate_of_false_matches_judges_the_results(place, query):  # noqa: F811
         told = json.loads(post(service, "/search?false_match_rate=0.001&of=pair", query.read_bytes())[2])
         assert told["in_gallery"] == wanted["in_gallery"]
         assert [hit["same"] for hit in told["results"]] == [hit["same"] for hit in wanted["results"]]
-        assert told["threshold"]["rate_of_a_pair"] == 0.001
+        assert told["threshold"]["rate"] == 0.001
         assert json.loads(get(service, "/about")[2])["rates_of_a_pair"] == [0.0001, 0.1]
         plain = json.loads(post(service, "/search?false_match_rate=0.001", query.read_bytes())[2])
         assert plain["threshold"] == told["threshold"]

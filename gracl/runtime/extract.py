@@ -69,7 +69,7 @@ class PartWriter:
         self._cameras = self._store.camera_ids() if self._store else None
 
     def __call__(self, row: Row) -> Row:
-        """Writes one part; its number, rows, and how many of its pictures could not be read."""
+        """Writes one part; how many pictures it has, and when it was done."""
         first, images = int(row["first"]), int(row["images"])
         paths, read, cameras = self._pictures(first, images, row)
         table, bad = self._describe.readable(read, images)
@@ -87,7 +87,8 @@ class PartWriter:
             dtype=self._dtype,
             bad=[BadImage(paths[place], str(bad[place])) for place in sorted(bad)],
         )
-        return {"part": row["part"], "images": images}
+        # When it was done is not when the driver hears of it: Ray Data hands results on some at a time.
+        return {"images": images, "done": time.time()}
 
     def _pictures(
         self, first: int, images: int, row: Row
@@ -111,7 +112,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
 
     Returns:
         Folder, rows, pictures that could not be read, feature size, pictures described now (others were there), their
-        number per second, seconds.
+        number per second once the first part was there (None for one part), seconds.
 
     Raises:
         ConfigError, ShardError, LayoutError, CheckpointError: before Ray starts; a ConfigError also where another
@@ -140,7 +141,7 @@ def _extracted(config: ExtractConfig, out: str) -> dict[str, Any]:
     missing = [number for number in range(-(-asked.images // asked.part)) if number not in done]
     if done:
         say(f"{len(done)} parts of {asked.part} pictures are there already; {len(missing)} to go")
-    described, rate = 0, 0.0
+    described, rate = 0, None
     if missing:
         with session(demand(config.scale)):
             described, rate = _describe(config, asked, listing, out, missing)
@@ -156,7 +157,7 @@ def _extracted(config: ExtractConfig, out: str) -> dict[str, Any]:
         "bad_images": bad,
         "feature_size": asked.feature_size,
         "described": described,
-        "images_per_second": round(rate, 1),
+        "images_per_second": round(rate, 1) if rate else None,
         "seconds": round(time.perf_counter() - started, 2),
     }
 
@@ -238,8 +239,9 @@ def _owes(part: Part, number: int, asked: Asked) -> int:
 
 def _describe(
     config: ExtractConfig, asked: Asked, listing: Listing | None, out: str, missing: Sequence[int]
-) -> tuple[int, float]:
-    """Has the missing parts written; how many pictures that were, and how many a second once the first part was."""
+) -> tuple[int, float | None]:
+    """Has the missing parts written; how many pictures that were, and how many a second once the first part was (None
+    where there was no other)."""
     scale, data = config.scale, config.data
     store = None if listing else (storage.absolute(data.root), config.split, near(data.cache))
     options = {
@@ -266,15 +268,15 @@ def _describe(
         num_gpus=scale.worker_gpus,
     )
     progress = Progress("describe", sum(row["images"] for row in rows))
-    counts, times = [], []
+    done: list[tuple[float, int]] = []
     with refusals():
         what = f"the next part of {asked.source} described"
         for one in each_within(described.iter_rows(), what, scale.wait_s):
-            counts.append(int(one["images"]))
-            times.append(time.perf_counter())
-            progress(counts[-1])
-    warm = times[-1] - times[0]
-    return sum(counts), sum(counts[1:]) / warm if warm > 0 else 0.0
+            done.append((float(one["done"]), int(one["images"])))
+            progress(done[-1][1])
+    done.sort()
+    warm = done[-1][0] - done[0][0]
+    return sum(images for _, images in done), sum(images for _, images in done[1:]) / warm if warm > 0 else None
 
 
 def _row(number: int, asked: Asked, listing: Listing | None) -> Row:

@@ -27,12 +27,18 @@ from gracl.images.preprocess import (
 _INKS = ("CMYK", "YCCK")
 
 
-def decode(image: bytes | memoryview) -> UInt8[ndarray, "height width 3"]:
+def decode(
+    image: bytes | memoryview, room: UInt8[ndarray, "rows columns 3"] | None = None
+) -> UInt8[ndarray, "height width 3"]:
     """Turns the bytes of a picture file into RGB, upright; see `preprocess.decoded`, to which it is equal.
 
     JPEG goes through simplejpeg (three times as fast as Pillow, ray.md 1.3; both are libjpeg-turbo, and their pixels
     were the same bit for bit wherever they were compared); CMYK, what simplejpeg refuses (stray bytes) and every other
     format through Pillow.
+
+    Args:
+        image: the bytes.
+        room: memory that a JPEG of just its size may be decoded into; the answer is this very array then.
 
     Raises:
         ImageError: the bytes are no picture, or only a part of one, or of a format that no raw folder has; more than
@@ -43,19 +49,23 @@ def decode(image: bytes | memoryview) -> UInt8[ndarray, "height width 3"]:
     try:
         if content[:2] == JPEG:
             with suppress(ValueError):  # Pillow has the last word, and raises when it cannot read it either
-                return _by_simplejpeg(content)
+                return _by_simplejpeg(content, room)
         return decoded(content)
     except Refused as error:
         raise ImageError(f"{error}, or ingest with on_bad_image=skip") from error.__cause__
 
 
-def _by_simplejpeg(content: bytes) -> UInt8[ndarray, "height width 3"]:
+def _by_simplejpeg(content: bytes, room: UInt8[ndarray, "rows columns 3"] | None) -> UInt8[ndarray, "height width 3"]:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     if colours in _INKS:
         raise ValueError("Pillow makes RGB of inks by another rule, up to two levels away")
     refuse_large(content, width, height)
     refuse_passes(content, width * height)
-    picture: ndarray = simplejpeg.decode_jpeg(content, "RGB")
+    if room is not None and room.shape == (height, width, 3) and room.flags.c_contiguous:
+        simplejpeg.decode_jpeg(content, "RGB", buffer=room)
+        picture = room
+    else:
+        picture = simplejpeg.decode_jpeg(content, "RGB")
     return upright(picture, orientation_of_jpeg(content))
 
 

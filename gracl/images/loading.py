@@ -18,7 +18,8 @@ from gracl.randomness import rng
 from gracl.types import EMPTY, Batch, Plan
 
 Encoded = bytes | memoryview
-View = Callable[[Encoded, np.random.Generator | None], UInt8[ndarray, "height width 3"]]
+Picture = UInt8[ndarray, "height width 3"]
+View = Callable[[Encoded, np.random.Generator | None, Picture | None], Picture]
 OnBad = Callable[[int, ImageError], object]
 
 
@@ -107,7 +108,7 @@ def load(
 
     Args:
         tickets: one rank's, in order.
-        view: from encoded bytes and dice to a picture of `height` x `width`.
+        view: from encoded bytes and dice to a picture of `height` x `width`, which may lie in the memory given to it.
         height: rows of every picture.
         width: columns of every picture.
         seed: of the dice; None gives the view no dice (a scan).
@@ -186,17 +187,19 @@ def _fill(
     on_bad: OnBad | None,
 ) -> None:
     for row in rows:
-        place = ticket.first_place + int(columns[row])
+        place, room = ticket.first_place + int(columns[row]), images[row]
         dice = None if seed is None else rng(seed, "view", ticket.epoch, ticket.ticket, place)
         try:
-            picture = view(ticket.images[row], dice)
+            picture = view(ticket.images[row], dice, room)
         except ImageError as error:
             index = int(ticket.indices[columns[row]])
             if on_bad is not None:
                 on_bad(index, error)
-                images[row] = 0
+                room[...] = 0
                 continue
             raise ImageError(f"image {index} (ticket {ticket.ticket} of epoch {ticket.epoch}): {error}") from error
-        if picture.shape != images.shape[1:]:  # NumPy would stretch some wrong shapes without a word
-            raise ValueError(expected(f"views of shape {images.shape[1:]}", picture.shape, "set one size for both"))
-        images[row] = picture
+        if picture is room:
+            continue
+        if picture.shape != room.shape:  # NumPy would stretch some wrong shapes without a word
+            raise ValueError(expected(f"views of shape {room.shape}", picture.shape, "set one size for both"))
+        room[...] = picture

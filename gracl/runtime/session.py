@@ -150,6 +150,10 @@ def _start(demand: Demand) -> None:
     # Since Ray 2.59 a local cluster may switch token authentication on and leave a token behind that later clusters
     # trip over (ray.md 5.1). Ours listens on this machine alone and ends with the run.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray counts for each data set that ran (each scan, each reading of a plan) and forgets none of it: 3 MB an epoch in
+    # agent and actors (docs/reliability.md). Nobody asks a Ray that has no dashboard; of its tasks it keeps the last.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "10000")
     ray.init(
         address="local",  # not the cluster that somebody else may have begun on this machine
         num_cpus=max(os.cpu_count() or 1, int(demand.cpus_at_most()) + 1),

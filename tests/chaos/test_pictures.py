@@ -217,7 +217,9 @@ def scanned(out: Path) -> np.ndarray:
     return np.concatenate([batch.images for batch in batches.scan("train")])
 
 
-def whole_view(image: bytes | memoryview, dice: np.random.Generator | None = None) -> np.ndarray:
+def whole_view(
+    image: bytes | memoryview, dice: np.random.Generator | None = None, room: np.ndarray | None = None
+) -> np.ndarray:
     return eval_view(image, height=16, width=8)
 
 

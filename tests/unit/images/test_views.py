@@ -110,15 +110,46 @@ def test_same_dice_same_view(png: bytes) -> None:
     assert any((one != train_view(png, rng(3, "view", n), height=24, width=12, pad=4)).any() for n in range(2, 6))
 
 
-def test_shift_is_a_crop_of_the_padded_picture(png: bytes) -> None:
-    padded = np.pad(coloured(), ((3, 3), (3, 3), (0, 0)))
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_shift_is_a_crop_of_the_padded_picture(png: bytes, flip: float) -> None:
+    padded = np.pad(coloured()[:, ::-1] if flip else coloured(), ((3, 3), (3, 3), (0, 0)))
     crops = {(y, x): padded[y : y + 24, x : x + 12].tobytes() for y in range(7) for x in range(7)}
     seen = set()
     for number in range(300):
-        view = train_view(png, rng(0, number), height=24, width=12, flip=0.0, pad=3, erase=0.0).tobytes()
+        view = train_view(png, rng(0, number), height=24, width=12, flip=flip, pad=3, erase=0.0).tobytes()
         assert view in crops.values()
         seen.add(view)
     assert len(seen) == 49  # every shift comes, the largest included
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(24, 12), (32, 20)])
+def test_a_view_in_memory_used_before_is_the_view(kind: str, size: tuple[int, int]) -> None:
+    data, shape = encoded(Image.fromarray(coloured()), kind), {"height": size[0], "width": size[1]}
+    for number in range(40):
+        room = np.full((*size, 3), 77, np.uint8)
+        view = train_view(data, rng(6, number), room, **shape, pad=5)
+        assert view is room
+        assert (view == train_view(data, rng(6, number), **shape, pad=5)).all()
+    strip = np.full((3, *size, 3), 77, np.uint8)
+    assert (eval_view(data, None, strip[1], **shape) == eval_view(data, **shape)).all()
+    assert (strip[::2] == 77).all()
+
+
+def test_memory_of_another_size_is_left_alone() -> None:
+    room = np.full((9, 9, 3), 77, np.uint8)
+    view = train_view(encoded(Image.fromarray(coloured()), "JPEG"), rng(6), room, height=24, width=12, pad=5)
+    assert view.shape == (24, 12, 3)
+    assert (room == 77).all()
+
+
+def test_what_a_thread_keeps_is_not_handed_out() -> None:
+    one, other = (encoded(Image.new("RGB", (12, 24), colour), "JPEG") for colour in ("red", "blue"))
+    off = {"height": 24, "width": 12, "flip": 0.0, "pad": 0, "erase": 0.0}
+    first = train_view(one, rng(0), **off)
+    before = first.copy()
+    train_view(other, rng(0), **off)
+    assert (first == before).all()
 
 
 def test_erased_box_has_the_mean_colour_and_the_promised_size() -> None:

@@ -74,12 +74,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of one ticket: pictures and their indices, and never a label."""
+    """One rank's part of one ticket: pictures and their indices, and never a label.
+
+    `decoding_s` is the CPU time that making the pictures took, of all threads together.
+    """
 
     ticket: int
     epoch: int
     indices: Int64[ndarray, "rows"]
     images: UInt8[ndarray, "rows height width 3"]
+    decoding_s: float = 0.0
 
 
 @dataclass(frozen=True)

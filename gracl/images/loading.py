@@ -4,10 +4,11 @@ Tickets come in as bytes, batches go out as pictures, in order; a few threads de
 interpreter's lock, ray.md 1.3).
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -138,7 +139,7 @@ def _load(
     on_bad: OnBad | None,
 ) -> Generator[Batch, None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="gracl-view")
-    begun: deque[tuple[Batch, list[Future[None]]]] = deque()
+    begun: deque[tuple[Batch, list[Future[float]]]] = deque()
     try:
         for ticket in tickets:
             if len(ticket.images):
@@ -159,7 +160,7 @@ def _begin(
     size: tuple[int, int],
     seed: int | None,
     on_bad: OnBad | None,
-) -> tuple[Batch, list[Future[None]]]:
+) -> tuple[Batch, list[Future[float]]]:
     """Makes the batch's empty pictures and sets the threads to fill them, a run of rows each."""
     columns = np.flatnonzero(ticket.indices != EMPTY)
     images = np.empty((len(columns), *size, 3), np.uint8)
@@ -171,10 +172,8 @@ def _begin(
     return Batch(ticket.ticket, ticket.epoch, ticket.indices[columns], images), jobs
 
 
-def _finish(batch: Batch, jobs: list[Future[None]]) -> Batch:
-    for job in jobs:
-        job.result()
-    return batch
+def _finish(batch: Batch, jobs: list[Future[float]]) -> Batch:
+    return replace(batch, decoding_s=sum(job.result() for job in jobs))
 
 
 def _fill(
@@ -185,7 +184,9 @@ def _fill(
     view: View,
     seed: int | None,
     on_bad: OnBad | None,
-) -> None:
+) -> float:
+    """Makes the pictures of some rows; the CPU seconds that this thread spent on them."""
+    begun = time.thread_time()
     for row in rows:
         place, room = ticket.first_place + int(columns[row]), images[row]
         dice = None if seed is None else rng(seed, "view", ticket.epoch, ticket.ticket, place)
@@ -203,3 +204,4 @@ def _fill(
         if picture.shape != room.shape:  # NumPy would stretch some wrong shapes without a word
             raise ValueError(expected(f"views of shape {room.shape}", picture.shape, "set one size for both"))
         room[...] = picture
+    return time.thread_time() - begun

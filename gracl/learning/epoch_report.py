@@ -2,23 +2,30 @@
 
 import time
 import zlib
+from collections.abc import Callable, Iterator
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gracl.types import Assignment, EpochReport, Plan, RetrievalReport
+from gracl.types import Assignment, Batch, EpochReport, Plan, RetrievalReport
+
+PHASES = ("keep", "scan", "relate", "plan", "train", "judge", "epoch")
+FEEDING = ("scan_wait", "scan_decode", "train_wait", "train_decode", "train_first")
 
 
 class Clock:
     """Seconds by phase of one epoch, 0 for a phase that did not take place.
 
     What was spent on reporting the epoch before it, and on states within it, is this epoch's phase `keep`; `relate` is
-    the waiting for labels, before the training or (with `overlap`) after it.
+    the waiting for labels, before the training or (with `overlap`) after it. How the network was fed stands beside the
+    phases: `_wait` is that part of a phase in which it waited for pictures (`train_first`: for the first of them),
+    `_decode` the CPU time that the threads took to make them.
     """
 
     def __init__(self) -> None:
         self.started = self.last = time.perf_counter()
-        self.seconds = dict.fromkeys(("keep", "scan", "relate", "plan", "train", "judge", "epoch"), 0.0)
+        self.seconds = dict.fromkeys((*PHASES, *FEEDING), 0.0)
         self._before = 0.0
 
     def next(self) -> "Clock":
@@ -33,6 +40,27 @@ class Clock:
         now = time.perf_counter()
         self.seconds[phase] += now - self.last
         self.last, self.seconds["epoch"] = now, self._before + now - self.started
+
+    def fed(self, phase: str, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of a phase, with how long they were waited for. Letting go of it lets go of them."""
+        first = f"{phase}_first" in self.seconds
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            waited = time.perf_counter() - begun
+            self.seconds[f"{phase}_wait"] += waited
+            if first:
+                self.seconds[f"{phase}_first"] += waited
+                first = False
+            if batch is None:
+                return
+            self.seconds[f"{phase}_decode"] += batch.decoding_s
+            yield batch
+
+    def share(self, average: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        """How the network was fed becomes the mean over the ranks; all of them have to ask."""
+        mean = average(torch.tensor([self.seconds[name] for name in FEEDING], device=device))
+        self.seconds |= dict(zip(FEEDING, mean.tolist(), strict=True))
 
     def take_up(self, seconds: dict[str, float]) -> None:
         """The epoch was begun by another process, which had taken so long in each phase."""

@@ -185,8 +185,9 @@ def fit(
     model = teacher.encoder if teacher else encoder
     judged = bool(splits.query)
 
-    def describe(split: str, phase: str) -> FeatureTable:
-        return encode(model, batches.scan(split), casting, watched(progress, phase, batches.images(split), ranks.size))
+    def describe(split: str, phase: str, scan: Iterator[Batch] | None = None) -> FeatureTable:
+        seen = watched(progress, phase, batches.images(split), ranks.size)
+        return encode(model, scan or batches.scan(split), casting, seen)
 
     def judge(epoch: int) -> RetrievalReport:
         return relator.judge(epoch, describe(splits.query, "query"), describe(splits.gallery, "gallery"))
@@ -219,7 +220,7 @@ def fit(
             answer = settled(state.assignment) if state.assignment else None
             clock.take_up(begun.seconds)
         elif assignment is None or epoch + 1 < epochs:  # else nobody would learn from it
-            part = describe(splits.train, "scan")
+            part = describe(splits.train, "scan", clock.fed("scan", batches.scan(splits.train)))
             clock.lap("scan")
             previous = state.assignment.labels if fall_back and state.assignment else None
             relate = partial(relator.relate, previous=previous)
@@ -227,8 +228,7 @@ def fit(
             assignment = assignment or answer.result()
         clock.lap("relate")
         if eval_stability and not begun and ((epoch + 1) % eval_stability == 0 or epoch + 1 == epochs):
-            seen = watched(progress, "scan again", batches.images(splits.train), ranks.size)
-            part = encode(model, batches.again(epoch), casting, seen)
+            part = describe(splits.train, "scan again", batches.again(epoch))
             clock.lap("scan")
             stability = relator.stability(epoch, part, assignment.labels)
             assignment = replace(assignment, stats=assignment.stats | {"stability": stability})
@@ -242,7 +242,7 @@ def fit(
             learner,
             criterion,
             optimizer,
-            batches.picks(plan, begun.step if begun else 0),
+            clock.fed("train", batches.picks(plan, begun.step if begun else 0)),
             torch.from_numpy(plan.tickets).to(device),
             ranks,
             casting,
@@ -258,6 +258,7 @@ def fit(
         if teacher:
             ranks.share_buffers(teacher.encoder)
         check_weights(model, epoch)
+        clock.share(ranks.average, device)
         clock.lap("train")
         pending = answer.result() if answer and overlap else None
         clock.lap("relate")

@@ -3,6 +3,7 @@
 Everything goes to stderr, since a door's stdout ends with its one JSON line.
 """
 
+import math
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ COLUMNS = (
     ("judge s", "time/judge_s", "{:.1f}"),
     ("epoch s", "time/epoch_s", "{:.1f}"),
 )
+LONG_WAIT = 0.1
 
 
 def epoch_row(metrics: Mapping[str, float]) -> list[str]:
@@ -86,16 +88,20 @@ class Meter:
 
 
 @contextmanager
-def watching(board: Any, *, epochs: int, done: int, out: TextIO | None = None) -> Iterator[None]:
+def watching(
+    board: Any, *, epochs: int, done: int, threads: int | None = None, out: TextIO | None = None
+) -> Iterator[None]:
     """Shows the board of a run until the block ends, from a thread, and each epoch's figures as they come.
 
     Args:
         board: the run's `Board`.
         epochs: in all.
         done: that were done before, by the run that is resumed.
+        threads: that make pictures in each worker. With it, the first epoch in which workers waited long for pictures
+            is followed by a note that says how many would be needed.
     """
     stop, out = threading.Event(), out or sys.stderr
-    watcher = threading.Thread(target=_watch, args=(board, epochs, done, out, stop), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(board, epochs, done, threads, out, stop), daemon=True)
     watcher.start()
     try:
         yield
@@ -104,7 +110,7 @@ def watching(board: Any, *, epochs: int, done: int, out: TextIO | None = None) -
         watcher.join(timeout=10)
 
 
-def _watch(board: Any, epochs: int, done: int, out: TextIO, stop: threading.Event) -> None:
+def _watch(board: Any, epochs: int, done: int, threads: int | None, out: TextIO, stop: threading.Event) -> None:
     meter, seen, heard, started = Meter(out), 0, 0, time.monotonic()
     while not stop.wait(0.5):
         try:
@@ -122,7 +128,10 @@ def _watch(board: Any, epochs: int, done: int, out: TextIO, stop: threading.Even
             seen += 1
             meter.clear()
             out.write(_epoch_line(metrics, epochs, (time.monotonic() - started) / seen) + "\n")
-            out.write("".join(f"note: epoch {metrics['epoch']:.0f}: {text}\n" for text in in_words(metrics)))
+            waited = long_wait(metrics, threads) if threads else ""
+            threads = None if waited else threads  # once is enough
+            for text in (*in_words(metrics), *filter(None, [waited])):
+                out.write(f"note: epoch {metrics['epoch']:.0f}: {text}\n")
         meter.show(f"epoch {min(done + seen + 1, epochs)}/{epochs}", phase, count, total)
     meter.clear()
 
@@ -131,6 +140,25 @@ def in_words(metrics: Mapping[str, float]) -> list[str]:
     """What of an epoch has to be said in words."""
     found = {name.removeprefix("cluster/"): value for name, value in metrics.items() if name.startswith("cluster/")}
     return [text for text in (words(found),) if text]
+
+
+def long_wait(metrics: Mapping[str, float], threads: int) -> str:
+    """How long the workers waited for pictures while they trained, and what would help; "" for less than a tenth.
+
+    The wait for the first batch does not count: it is there once an epoch, however many CPUs there are.
+    """
+    trained = metrics.get("time/train_s", 0.0)
+    waited = metrics.get("time/train_wait_s", 0.0) - metrics.get("time/train_first_s", 0.0)
+    if waited <= LONG_WAIT * trained:
+        return ""
+    needed = metrics["time/train_decode_s"] / max(trained - waited, 1e-9)
+    said = f"workers waited {waited / trained:.0%} of the training for pictures, which take {needed:.1f} CPUs of each"
+    if needed > threads:
+        return f"{said}: set scale.decode_threads={math.ceil(needed)} (now {threads}) where there are as many"
+    return (
+        f"{said}, and have {threads} threads: CPUs are short, or the stream's tasks are late. Leave CPUs free, or let "
+        "workers read their own disk with scale.stream=mapped"
+    )
 
 
 def _epoch_line(metrics: Mapping[str, float], epochs: int, pace: float) -> str:

@@ -187,7 +187,8 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
         **streamed(run, board),
     )
     done = latest_epoch(run.folder) or run.record.get("begins", 0)
-    with watching(board, epochs=config.epochs, done=done), interruptible():
+    threads = config.scale.decode_threads
+    with watching(board, epochs=config.epochs, done=done, threads=threads), interruptible():
         fit_or_explain(trainer, board, run)
     if config.data.query:
         draw_pictures(run, actor, stores)

@@ -10,7 +10,7 @@ import ray
 
 from gracl.runtime import terminal
 from gracl.runtime.progress import Progress, say
-from gracl.runtime.terminal import COLUMNS, Meter, clock, epoch_row, in_words, table, watching
+from gracl.runtime.terminal import COLUMNS, Meter, clock, epoch_row, in_words, long_wait, table, watching
 
 EPOCH = {
     "epoch": 3.0,
@@ -170,7 +170,7 @@ def watch(
     """The board, and what is shown until it has been asked so often."""
     board, out = FakeBoard(states, notes), Screen()
     monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
-    with watching(board, epochs=10, done=done, out=out):
+    with watching(board, epochs=10, done=done, threads=2, out=out):
         deadline = time.monotonic() + 20
         while len(board.asked) < asks and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -199,6 +199,31 @@ def test_watching_ends_quietly_when_the_board_is_gone(monkeypatch):
     assert board.asked == [0, 0]
     assert threading.active_count() == before
     assert lines[-1] == "epoch 1/10  scan  0/8"
+
+
+FED = {"time/train_s": 10.0, "time/train_wait_s": 4.0, "time/train_first_s": 1.0, "time/train_decode_s": 14.0}
+
+
+def test_a_long_wait_says_how_many_threads_would_do():
+    # 14 CPU seconds of pictures in the 7 that the network itself took.
+    assert long_wait(FED, 1).endswith(
+        "which take 2.0 CPUs of each: set scale.decode_threads=2 (now 1) where there are as many"
+    )
+    assert long_wait(FED, 1).startswith("workers waited 30% of the training for pictures")
+    assert "have 2 threads: CPUs are short" in long_wait(FED, 2)
+    assert "scale.stream=mapped" in long_wait(FED, 2)
+
+
+def test_a_short_wait_is_not_worth_a_word():
+    assert long_wait(FED | {"time/train_wait_s": 2.0}, 1) == ""
+    assert long_wait(FED | {"time/train_first_s": 3.5}, 1) == ""
+    assert long_wait(EPOCH, 1) == ""
+
+
+def test_watching_says_of_the_wait_once(monkeypatch):
+    epochs = [{**EPOCH, **FED, "epoch": number} for number in (3.0, 4.0, 5.0)]
+    _, lines = watch(monkeypatch, [(("scan", 0, 8), epochs)], done=2, asks=2)
+    assert [line.split(":")[1] for line in lines if line.startswith("note")] == [" epoch 3"]
 
 
 def test_a_collapse_is_said_in_words():

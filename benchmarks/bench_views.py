@@ -6,17 +6,19 @@ r"""From shards to training pictures: images per CPU-second, beside what people 
 
 Each way runs in a process of its own and shows the train split again and again, by batches of 64, for at least that
 many seconds: `decode` is the JPEG decoder alone (the limit of anything that decodes each picture), `views` the decoder
-and the altered view of training, `loader` the product's local loader (shards, tickets, dice, threads, batches), and
-`dataloader` torch's DataLoader with one worker that stays, over the files' bytes in memory, with Pillow and NumPy doing
-the same views (resize, mirror, pad and crop, erase), normalised to floats as the peers do. CPU seconds are those of the
-process and of its children.
+and the altered view of training, `loader` the product's local loader (shards, tickets, dice, threads, batches),
+`stream` the same batches by Ray Data as a training worker gets them, on a private Ray, and `dataloader` torch's
+DataLoader with one worker that stays, over the files' bytes in memory, with Pillow and NumPy doing the same views
+(resize, mirror, pad and crop, erase), normalised to floats as the peers do. CPU seconds are those of the process and of
+its children, for `stream` also those of Ray's own processes. Plans are of 200 steps, as in an epoch.
 """
 
 import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,11 +35,16 @@ from gracl.images.decoding import decode
 from gracl.images.plans import identity_plan
 from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view, train_view
+from gracl.learning.fit import Batches
 from gracl.randomness import rng
+from gracl.runtime.board import open_board
+from gracl.runtime.session import Demand, session
+from gracl.runtime.stream import STREAM, StreamBatches, open_stream
 from gracl.types import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH = 64
-WAYS = ("decode", "views", "loader", "dataloader")
+STEPS = 200
+WAYS = ("decode", "views", "loader", "stream", "dataloader")
 
 
 class Peers(torch.utils.data.Dataset[torch.Tensor]):
@@ -70,7 +77,31 @@ class Peers(torch.utils.data.Dataset[torch.Tensor]):
         return floats
 
 
-def shown(way: str, root: str, height: int, width: int) -> Iterator[int]:
+def common(size: dict[str, int]) -> dict[str, Any]:
+    """What loader and stream are told alike."""
+    views = {"eval_view": partial(eval_view, **size), "train_view": partial(train_view, **size)}
+    return {"train": "train", **views, **size, "threads": 1}
+
+
+def streamed(store: ShardStore, size: dict[str, int]) -> Batches:
+    """The stream's end of one worker, without Ray Train."""
+    board, bytes_of_one = open_board(), float(np.mean([len(image) for image in store.read(np.arange(64))]))
+    digests = {"train": store.digest}
+    datasets, order = open_stream(
+        board, root=store.root, cache=None, digests=digests, image_bytes=bytes_of_one, task_cpus=0.5
+    )
+    (end,) = order.configure(datasets, 1, None, None)
+    sizes = {"train": len(store)}
+    return StreamBatches(end[STREAM], board, sizes=sizes, barrier=lambda: None, wait_s=300, **common(size))
+
+
+def seen(batches: Batches, labels: np.ndarray, epoch: int) -> Iterator[int]:
+    """The pictures of an epoch, as many at a time as a batch has."""
+    for batch in batches.picks(identity_plan(labels, epoch=epoch, objects=4, steps=STEPS)):
+        yield len(batch.images)
+
+
+def shown(way: str, root: str, height: int, width: int) -> Generator[int, None, None]:
     """Pictures, batch by batch and without end, by one of the ways; how many each time."""
     store = ShardStore.open(root, "train")
     images = store.read(np.arange(len(store)))
@@ -89,34 +120,44 @@ def shown(way: str, root: str, height: int, width: int) -> Iterator[int]:
                         train_view(image, rng(0, "bench", epoch, start + number), **size)
                 yield len(some)
         elif way == "loader":
-            views = {"eval_view": partial(eval_view, **size), "train_view": partial(train_view, **size)}
-            batches = MappedBatches({"train": store}, train="train", **views, **size, threads=1)
-            steps = max(1, len(images) // BATCH)
-            for batch in batches.picks(identity_plan(labels, epoch=epoch, objects=4, steps=steps)):
-                yield len(batch.images)
+            batches: Batches = MappedBatches({"train": store}, **common(size))
+            yield from seen(batches, labels, epoch)
+        elif way == "stream":
+            if epoch == 0:
+                batches = streamed(store, size)
+            yield from seen(batches, labels, epoch)
         else:
             for pixels in peer_loader:
                 yield len(pixels)
         epoch += 1
 
 
-def spent_by_all() -> float:
-    """CPU seconds of this process and of its children that live."""
+def spent_by_all() -> dict[tuple[int, float], float]:
+    """CPU seconds of this process and of each of its children that live."""
     ours = psutil.Process()
-    return sum(sum(one.cpu_times()[:2]) for one in (ours, *ours.children(recursive=True)))
+    return {(one.pid, one.create_time()): sum(one.cpu_times()[:2]) for one in (ours, *ours.children(recursive=True))}
 
 
 def rate(way: str, root: str, height: int, width: int, seconds: float) -> dict[str, float]:
-    """Images per CPU-second and per second of one way, after a first pass that is not counted."""
+    """Images per CPU-second and per second of one way."""
     torch.set_num_threads(1)
-    pictures = shown(way, root, height, width)
-    warm = len(ShardStore.open(root, "train"))
-    while warm > 0:
-        warm -= next(pictures)
-    begun, used, images = time.perf_counter(), spent_by_all(), 0
-    while time.perf_counter() - begun < seconds:
-        images += next(pictures)
-    took, spent = time.perf_counter() - begun, spent_by_all() - used
+    if way == "stream":
+        with session(Demand(cpus=1.0, gpus=0.0, parts="the stream's tasks")):
+            return counted(shown(way, root, height, width), seconds)
+    return counted(shown(way, root, height, width), seconds)
+
+
+def counted(pictures: Generator[int, None, None], seconds: float) -> dict[str, float]:
+    """Images per CPU-second and per second, after an epoch that is not counted."""
+    with closing(pictures):
+        warm = STEPS * BATCH  # an epoch: the stream's tasks are there, and the next has begun
+        while warm > 0:
+            warm -= next(pictures)
+        begun, before, images = time.perf_counter(), spent_by_all(), 0
+        while time.perf_counter() - begun < seconds:
+            images += next(pictures)
+        took, after = time.perf_counter() - begun, spent_by_all()
+    spent = sum(used - before.get(process, 0.0) for process, used in after.items())
     return {"images_per_cpu_s": round(images / spent, 1), "images_per_s": round(images / took, 1)}
 
 
@@ -127,12 +168,17 @@ def main() -> None:
     if "way" in given:
         print(json.dumps(rate(given["way"], given["root"], *size, float(given["seconds"]))))
         return
-    common = {"root": given["root"], "height": size[0], "width": size[1], "seconds": float(given.get("seconds", 8))}
-    rows = {way: in_a_child("benchmarks.bench_views", way=way, **common) for way in WAYS}
+    asked = {"root": given["root"], "height": size[0], "width": size[1], "seconds": float(given.get("seconds", 8))}
+    rows = {way: in_a_child("benchmarks.bench_views", way=way, **asked) for way in WAYS}
     for way, row in rows.items():
         print(json.dumps({"way": way} | row), flush=True)
     split = ShardStore.open(given["root"], "train")
-    facts = {"machine": machine(), "size": list(size), "images": len(split), "seconds": common["seconds"]}
+    peers, alone = rows["dataloader"]["images_per_cpu_s"], rows["views"]["images_per_cpu_s"]
+    print(f"{'way':12s}{'per CPU-second':>16s}{'of the peers':>14s}{'of views':>10s}")
+    for way, row in rows.items():
+        own = row["images_per_cpu_s"]
+        print(f"{way:12s}{own:16,.0f}{own / peers:14.2f}{own / alone:10.2f}")
+    facts = {"machine": machine(), "size": list(size), "images": len(split), "seconds": asked["seconds"]}
     Path(given["out"]).write_text(json.dumps(facts | {"ways": rows}, indent=1) + "\n")
 
 

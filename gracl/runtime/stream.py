@@ -8,7 +8,7 @@ shorten nothing, and each row says which reading, ticket and rank it is for: a r
 error.
 
 Measured (docs/decisions/0003): few large blocks, and no second dataset for scans, since every dataset costs a
-coordinator process and every block about 20 ms.
+coordinator process and every block about 20 ms. The first blocks of a reading are small, so that the ranks can begin.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +35,7 @@ from gracl.runtime.waiting import BOARD_S, answer_of, each_within
 from gracl.types import EMPTY, Batch, Plan
 
 STREAM = "images"
-BLOCK_TICKETS = 8
+FIRST_TICKETS, MOST_TICKETS = 2, 64
 BLOCK_BYTES = 32 << 20
 
 
@@ -74,12 +74,9 @@ class PlanSource(Datasource):
         if reading is None:
             return []
         tickets, batch = reading.plan.tickets.shape
-        size = max(1, min(BLOCK_TICKETS, int(BLOCK_BYTES / (self._image_bytes * batch / reading.ranks))))
-        return [
-            self._task(reading, rank, range(first, min(first + size, tickets)))
-            for first in range(reading.first, tickets, size)
-            for rank in range(reading.ranks)
-        ]
+        most = max(1, min(MOST_TICKETS, int(BLOCK_BYTES / (self._image_bytes * batch / reading.ranks))))
+        runs = runs_of(reading.first, tickets, most)
+        return [self._task(reading, rank, steps) for steps in runs for rank in range(reading.ranks)]
 
     def _task(self, reading: Reading, rank: int, steps: range) -> ReadTask:
         indices = reading.plan.share(rank, reading.ranks)[steps.start : steps.stop]
@@ -92,6 +89,16 @@ class PlanSource(Datasource):
         )
         size = int(self._image_bytes * indices.size)
         return ReadTask(fetch, BlockMetadata(num_rows=len(steps), size_bytes=size, exec_stats=None, input_files=None))
+
+
+def runs_of(first: int, tickets: int, most: int) -> list[range]:
+    """The tickets from `first` on, cut into the runs that a block holds: a few, then twice as many each, up to
+    `most`."""
+    runs, size = [], min(FIRST_TICKETS, most)
+    while first < tickets:
+        runs.append(range(first, min(first + size, tickets)))
+        first, size = first + size, min(2 * size, most)
+    return runs
 
 
 def open_store(root: str, split: str, *, cache: str | None, digest: str) -> ShardStore:

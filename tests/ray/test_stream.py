@@ -176,20 +176,21 @@ def test_before_the_first_reading_there_is_nothing_to_fetch(ray_cluster, toy_sha
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("image_bytes", "rows"),
+    ("image_bytes", "sizes"),
     [
-        (1000.0, 8),  # many small images: the limit of tickets holds
-        (float(1 << 20), 5),  # a part of 6 images of 1 MB: 32 MB hold 5
-        (float(1 << 40), 1),  # one ticket at least
+        (1000.0, [2, 4, 4]),  # many small images: as they grow
+        (float(1 << 20), [2, 4, 4]),  # a part of 6 images of 1 MB: 32 MB hold 5
+        (float(1.7 * (1 << 20)), [2, 3, 3, 2]),
+        (float(1 << 40), 10 * [1]),  # one ticket at least
     ],
 )
-def test_blocks_are_limited_by_tickets_and_by_bytes(ray_cluster, toy_shards, image_bytes, rows):
+def test_blocks_grow_until_they_have_bytes_enough(ray_cluster, toy_shards, image_bytes, sizes):
     board, plan = open_board(), scan_plan(120, 12)
     ray.get(board.post.remote(Reading(1, "train", plan, 2)))
     source = PlanSource(board, root=toy_shards, cache=None, digests=digests(toy_shards), image_bytes=image_bytes)
     tasks = source.get_read_tasks(1)
-    assert max(task.metadata.num_rows for task in tasks) == rows
-    assert all(rows == 1 or task.metadata.size_bytes <= 32 << 20 for task in tasks)
+    assert [task.metadata.num_rows for task in tasks] == [size for size in sizes for _ in (0, 1)]
+    assert all(max(sizes) == 1 or task.metadata.size_bytes <= 32 << 20 for task in tasks)
     blocks = [block for task in tasks for block in task()]
     assert [block.num_rows for block in blocks] == [task.metadata.num_rows for task in tasks]
     ranks = [block["rank"][0].as_py() for block in blocks]

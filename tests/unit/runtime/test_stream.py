@@ -4,8 +4,9 @@ import gc
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
-from gracl.runtime.stream import fill
+from gracl.runtime.stream import MOST_TICKETS, fill, runs_of
 from gracl.types import EMPTY
 
 IMAGES = [b"one", b"", b"three", b"four"]
@@ -25,6 +26,23 @@ def test_each_ticket_has_the_bytes_of_its_images_in_order() -> None:
         {"reading": 7, "rank": 1, "ticket": 5},
     ]
     table.validate(full=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "tickets", "most"), [(0, 400, 64), (0, 400, 5), (7, 400, 64), (399, 400, 64), (0, 1, 1)]
+)
+def test_the_runs_are_all_tickets_in_order_and_grow(first, tickets, most):
+    runs = runs_of(first, tickets, most)
+    assert [ticket for run in runs for ticket in run] == list(range(first, tickets))
+    sizes = [len(run) for run in runs]
+    assert sizes[0] <= 2
+    assert max(sizes) <= most
+    assert all(after in (2 * before, most) for before, after in zip(sizes, sizes[1:-1], strict=False))
+
+
+def test_there_are_few_runs():
+    assert len(runs_of(0, 10_000, MOST_TICKETS)) < 10_000 / MOST_TICKETS + 6
+    assert runs_of(5, 5, MOST_TICKETS) == []
 
 
 def test_a_block_that_is_gone_leaves_no_view_of_an_image() -> None:

@@ -7,7 +7,7 @@ READY := .venv/.ready
 WORLD := demo/world
 SHARDS := demo/shards
 
-.PHONY: demo test test-pure chaos bench-gpu lint format lock audit clean
+.PHONY: demo test test-pure chaos bench bench-gpu lint format lock audit clean
 
 demo: $(READY)  ## a synthetic world, learnt without labels on Ray; about five minutes on two cores
 	rm -rf demo
@@ -36,6 +36,9 @@ $(SHARDS)/train/manifest.json: | $(READY)
 	$(BIN)/python pipelines/synthesize.py pipelines/presets/demo_world.yaml out=$(WORLD)
 	$(BIN)/python pipelines/ingest.py layout=market1501 raw=$(WORLD) out=$(SHARDS)
 
+bench: $(READY)  ## what each phase costs on this machine's CPUs, in under fifteen minutes
+	PYTHON=$(BIN)/python benchmarks/on_cpu.sh bench
+
 bench-gpu: $(READY)  ## what there is to see on one GPU, in under nine minutes
 	PYTHON=$(BIN)/python benchmarks/on_gpu.sh bench-gpu
 
@@ -57,7 +60,7 @@ audit: $(READY)  ## known vulnerabilities of the locked packages, where the serv
 	$(BIN)/python deploy/audit.py .audit/bin/pip-audit constraints.txt
 
 clean:
-	rm -rf .venv .audit demo chaos
+	rm -rf .venv .audit demo chaos bench
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "gracl needs Python 3.11, 3.12 or 3.13: install one, or give PYTHON=/path/to/python"; exit 1; }

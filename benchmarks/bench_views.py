@@ -10,7 +10,7 @@ and the altered view of training, `loader` the product's local loader (shards, t
 `stream` the same batches by Ray Data as a training worker gets them, on a private Ray, and `dataloader` torch's
 DataLoader with one worker that stays, over the files' bytes in memory, with Pillow and NumPy doing the same views
 (resize, mirror, pad and crop, erase), normalised to floats as the peers do. CPU seconds are those of the process and of
-its children, for `stream` also those of Ray's own processes. Plans are of 200 steps, as in an epoch.
+its children, for `stream` also those of Ray's own processes. Plans are of 100 steps.
 """
 
 import io
@@ -43,7 +43,7 @@ from gracl.runtime.stream import STREAM, StreamBatches, open_stream
 from gracl.types import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH = 64
-STEPS = 200
+STEPS = 100
 WAYS = ("decode", "views", "loader", "stream", "dataloader")
 
 

@@ -1,16 +1,8 @@
 #!/usr/bin/env bash
 # What there is to see on one GPU, in under nine minutes: tests, the relations at a million images, the step, a training on Ray.
 #   PYTHON=.venv/bin/python benchmarks/on_gpu.sh FOLDER
-# Each part has a time limit of its own, and one that fails does not keep the others from running; the exit status says whether all went well.
-set -uo pipefail
-out=${1:?usage: benchmarks/on_gpu.sh FOLDER}; python=${PYTHON:-python3}; threads=$(nproc); failed=0
-mkdir -p "$out"; export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD
-part() {  # NAME SECONDS COMMAND...: its output in FOLDER/NAME.log
-  local name=$1 limit=$2 began=$SECONDS; shift 2
-  if timeout "$limit" "$@" > "$out/$name.log" 2>&1; then echo "$name: $((SECONDS - began)) s"
-  else failed=1; echo "$name: FAILED after $((SECONDS - began)) s, see $out/$name.log"; tail -n 3 "$out/$name.log"; fi
-}
-world=$(mktemp -d); trap 'rm -rf "$world"' EXIT
+out=${1:?usage: benchmarks/on_gpu.sh FOLDER}
+source "$(dirname "$0")/parts.sh"
 part tests 90 "$python" -m pytest -m gpu tests/unit
 part world 60 "$python" pipelines/synthesize.py pipelines/presets/demo_world.yaml out="$world/raw"
 part shards 60 "$python" pipelines/ingest.py layout=market1501 raw="$world/raw" out="$world/shards"

@@ -7,9 +7,10 @@ r"""From shards to training pictures: images per CPU-second, beside what people 
 Each way runs in a process of its own and shows the train split again and again, by batches of 64, for at least that
 many seconds: `decode` is the JPEG decoder alone (the limit of anything that decodes each picture), `views` the decoder
 and the altered view of training, `loader` the product's local loader (shards, tickets, dice, threads, batches),
-`stream` the same batches by Ray Data as a training worker gets them, on a private Ray, and `dataloader` torch's
-DataLoader with one worker that stays, over the files' bytes in memory, with Pillow and NumPy doing the same views
-(resize, mirror, pad and crop, erase), normalised to floats as the peers do. CPU seconds are those of the process and of
+`kept` the same with decoded pictures on this disk (`scale.keep_pixels`), `stream` the same batches as `loader` by Ray
+Data as a training worker gets them, on a private Ray, and `dataloader` torch's DataLoader with one worker that stays,
+over the files' bytes in memory, with Pillow and NumPy doing the same views (resize, mirror, pad and crop, erase),
+normalised to floats as the peers do. CPU seconds are those of the process and of
 its children, for `stream` also those of Ray's own processes. Plans are of 100 steps.
 """
 
@@ -21,6 +22,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from benchmarks.bench_epoch import machine
 from benchmarks.measuring import in_a_child
 from gracl.images.batches import MappedBatches
 from gracl.images.decoding import decode
+from gracl.images.pixel_files import PixelFile
 from gracl.images.plans import identity_plan
 from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view, train_view
@@ -44,7 +47,7 @@ from gracl.types import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH = 64
 STEPS = 100
-WAYS = ("decode", "views", "loader", "stream", "dataloader")
+WAYS = ("decode", "views", "loader", "kept", "stream", "dataloader")
 
 
 class Peers(torch.utils.data.Dataset[torch.Tensor]):
@@ -122,6 +125,11 @@ def shown(way: str, root: str, height: int, width: int) -> Generator[int, None, 
         elif way == "loader":
             batches: Batches = MappedBatches({"train": store}, **common(size))
             yield from seen(batches, labels, epoch)
+        elif way == "kept":
+            if epoch == 0:
+                folder = TemporaryDirectory(prefix="gr-")
+                made = {"train": PixelFile(Path(folder.name), store.digest, len(store), **size)}
+            yield from seen(MappedBatches({"train": store}, made=made, **common(size)), labels, epoch)
         elif way == "stream":
             if epoch == 0:
                 batches = streamed(store, size)

@@ -289,6 +289,9 @@ class Scale(Crew):
     stream: Literal["ray", "mapped"] = Field(
         "ray", description="ray: Ray Data brings the bytes; mapped: each worker reads the shards on its own disk"
     )
+    keep_pixels: bool = Field(
+        False, description="keep decoded pictures on each node's disk (in data.cache): made once, not twice an epoch"
+    )
     stream_cpus: float = Field(0.5, gt=0, description="CPUs of one Ray Data task")
     relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the relation actor")
     relation_gpus: float = Field(0, ge=0, description="GPUs reserved by the relation actor")

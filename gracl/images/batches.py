@@ -7,7 +7,7 @@ Ray. `gracl.local` uses it, and so do training workers whose shards lie on their
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from gracl.images.loading import View, load, share_tickets
+from gracl.images.loading import Made, View, load, share_tickets
 from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
 from gracl.randomness import rng
@@ -25,6 +25,7 @@ class MappedBatches:
         height, width: pixels of both views.
         scan_batch: images of a scan's ticket, all ranks together.
         seed: the dice of training views hang on (seed, epoch, ticket, place).
+        made: pictures of a split that are there already, by its name (`pixel_files.py`).
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class MappedBatches:
         threads: int = 2,
         rank: int = 0,
         ranks: int = 1,
+        made: Mapping[str, Made] | None = None,
     ) -> None:
         self._stores, self._train = stores, train
         self._eval_view, self._train_view = eval_view, train_view
         self._scan_batch, self._seed = scan_batch, seed
         self._share = {"rank": rank, "ranks": ranks}
-        self._load = partial(load, height=height, width=width, threads=threads)
+        self._load, self._made = partial(load, height=height, width=width, threads=threads), made or {}
 
     def images(self, split: str) -> int:
         """How many images a split has."""
@@ -55,18 +57,20 @@ class MappedBatches:
     def scan(self, split: str) -> Iterator[Batch]:
         """This rank's share of a split, every image once, seen plainly."""
         plan = scan_plan(self.images(split), self._scan_batch)
-        return self._load(share_tickets(self._stores[split].read, plan, **self._share), self._eval_view, seed=None)
+        tickets = share_tickets(self._stores[split].read, plan, **self._share)
+        return self._load(tickets, self._eval_view, seed=None, made=self._made.get(split))
 
     def picks(self, plan: Plan, first: int = 0) -> Iterator[Batch]:
         """This rank's share of a plan from its ticket `first` on, seen as training images."""
         tickets = share_tickets(self._stores[self._train].read, plan, **self._share, first=first)
-        return self._load(tickets, self._train_view, seed=self._seed)
+        return self._load(tickets, self._train_view, seed=self._seed, made=self._made.get(self._train))
 
     def again(self, epoch: int) -> Iterator[Batch]:
         """This rank's share of the train split, every image once, seen as a training image of dice of its own."""
         plan = scan_plan(self.images(self._train), self._scan_batch, epoch=epoch)
         tickets = share_tickets(self._stores[self._train].read, plan, **self._share)
-        return self._load(tickets, self._train_view, seed=seed_of_again(self._seed))
+        seed = seed_of_again(self._seed)
+        return self._load(tickets, self._train_view, seed=seed, made=self._made.get(self._train))
 
 
 def seed_of_again(seed: int) -> int:

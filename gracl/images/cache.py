@@ -67,7 +67,7 @@ def _copy(root: str, wanted: Wanted, *, folder: Path) -> None:
     target = folder / wanted.name
     if _is_there(target, wanted):
         return
-    with _locked(folder / f".{wanted.name}.lock"):
+    with locked(folder / f".{wanted.name}.lock", f"copy {wanted.name}"):
         if _is_there(target, wanted):
             return
         temporary = folder / storage.temporary_name(wanted.name)
@@ -122,15 +122,20 @@ def _check(path: Path, wanted: Wanted, root: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path, what: str) -> Iterator[None]:
+    """The only one on this node to do `what`, while the block lasts; who comes second waits.
+
+    Raises:
+        StorageError: the other one took longer than `COPY_S`.
+    """
     # The kernel frees the lock when its holder dies, so a killed process leaves nothing to clean up.
     with path.open("w") as file:
         until = time.monotonic() + COPY_S
         while not _has(file):
             if time.monotonic() > until:
-                what = f"another process of this node to copy {path.name.removeprefix('.').removesuffix('.lock')}"
+                wanted = f"another process of this node to {what} within {COPY_S:g} s"
                 advice = f"look who holds {path}; another data.cache= is another place"
-                raise StorageError(expected(f"{what} within {COPY_S:g} s", "it still does", advice))
+                raise StorageError(expected(wanted, "it still does", advice))
             time.sleep(_LOOK_S)
         yield
 

@@ -20,7 +20,8 @@ from gracl.types import EMPTY, Batch, Plan
 
 Encoded = bytes | memoryview
 Picture = UInt8[ndarray, "height width 3"]
-View = Callable[[Encoded, np.random.Generator | None, Picture | None], Picture]
+View = Callable[[Encoded | Picture, np.random.Generator | None, Picture | None], Picture]
+Made = Callable[[int, Encoded], Encoded | Picture]
 OnBad = Callable[[int, ImageError], object]
 
 
@@ -100,6 +101,7 @@ def load(
     threads: int = 2,
     ahead: int = 3,
     on_bad: OnBad | None = None,
+    made: Made | None = None,
 ) -> Generator[Batch, None, None]:
     """Decodes tickets into batches, in order, `ahead` tickets before they are asked for.
 
@@ -117,6 +119,7 @@ def load(
         ahead: tickets decoded in advance; memory holds that many batches besides the one handed out.
         on_bad: told the index of a picture that cannot be read, and why, from any thread; the picture is black then.
             None: the error is raised.
+        made: what stands for the bytes of the image with that index: its picture, made before (`PixelFile`).
 
     Raises:
         ImageError: while iterating; says which image of which ticket could not be read.
@@ -126,24 +129,29 @@ def load(
         raise ValueError(
             expected("threads >= 1 and ahead >= 0", f"{threads} and {ahead}", "correct the loading settings")
         )
-    return _load(tickets, view, (height, width), seed, threads, ahead, on_bad)
+    way = _Way(view, seed, on_bad, (lambda index, image: image) if made is None else made)
+    return _load(tickets, way, (height, width), threads, ahead)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How each picture of a reading is made."""
+
+    view: View
+    seed: int | None
+    on_bad: OnBad | None
+    made: Made
 
 
 def _load(
-    tickets: Iterable[Ticket],
-    view: View,
-    size: tuple[int, int],
-    seed: int | None,
-    threads: int,
-    ahead: int,
-    on_bad: OnBad | None,
+    tickets: Iterable[Ticket], way: _Way, size: tuple[int, int], threads: int, ahead: int
 ) -> Generator[Batch, None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="gracl-view")
     begun: deque[tuple[Batch, list[Future[float]]]] = deque()
     try:
         for ticket in tickets:
             if len(ticket.images):
-                begun.append(_begin(pool, threads, ticket, view, size, seed, on_bad))
+                begun.append(_begin(pool, threads, ticket, way, size))
             if len(begun) > ahead:
                 yield _finish(*begun.popleft())
         while begun:
@@ -153,20 +161,14 @@ def _load(
 
 
 def _begin(
-    pool: ThreadPoolExecutor,
-    threads: int,
-    ticket: Ticket,
-    view: View,
-    size: tuple[int, int],
-    seed: int | None,
-    on_bad: OnBad | None,
+    pool: ThreadPoolExecutor, threads: int, ticket: Ticket, way: _Way, size: tuple[int, int]
 ) -> tuple[Batch, list[Future[float]]]:
     """Makes the batch's empty pictures and sets the threads to fill them, a run of rows each."""
     columns = np.flatnonzero(ticket.indices != EMPTY)
     images = np.empty((len(columns), *size, 3), np.uint8)
     cuts = np.linspace(0, len(columns), min(threads, len(columns)) + 1).astype(int).tolist()
     jobs = [
-        pool.submit(_fill, images, range(start, stop), columns, ticket, view, seed, on_bad)
+        pool.submit(_fill, images, range(start, stop), columns, ticket, way)
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True)
     ]
     return Batch(ticket.ticket, ticket.epoch, ticket.indices[columns], images), jobs
@@ -181,21 +183,19 @@ def _fill(
     rows: range,
     columns: Int64[ndarray, "rows"],
     ticket: Ticket,
-    view: View,
-    seed: int | None,
-    on_bad: OnBad | None,
+    way: _Way,
 ) -> float:
     """Makes the pictures of some rows; the CPU seconds that this thread spent on them."""
     begun = time.thread_time()
     for row in rows:
         place, room = ticket.first_place + int(columns[row]), images[row]
-        dice = None if seed is None else rng(seed, "view", ticket.epoch, ticket.ticket, place)
+        dice = None if way.seed is None else rng(way.seed, "view", ticket.epoch, ticket.ticket, place)
+        index = int(ticket.indices[columns[row]])
         try:
-            picture = view(ticket.images[row], dice, room)
+            picture = way.view(way.made(index, ticket.images[row]), dice, room)
         except ImageError as error:
-            index = int(ticket.indices[columns[row]])
-            if on_bad is not None:
-                on_bad(index, error)
+            if way.on_bad is not None:
+                way.on_bad(index, error)
                 room[...] = 0
                 continue
             raise ImageError(f"image {index} (ticket {ticket.ticket} of epoch {ticket.epoch}): {error}") from error

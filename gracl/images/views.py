@@ -26,7 +26,7 @@ _OF_THREAD = threading.local()
 
 
 def eval_view(
-    image: bytes | memoryview,
+    image: bytes | memoryview | UInt8[ndarray, "rows columns 3"],
     dice: np.random.Generator | None = None,
     room: UInt8[ndarray, "rows columns 3"] | None = None,
     *,
@@ -36,13 +36,16 @@ def eval_view(
     """The picture as it is, at the network's size (bicubic; untouched when it has that size already).
 
     `dice` is there so that this is a `View` like `train_view`; nothing is drawn from it. `preprocess.preprocess` is the
-    same for whoever has an exported model and no gracl. `room` is memory that the answer may lie in.
+    same for whoever has an exported model and no gracl. `room` is memory that the answer may lie in. Of a picture that
+    was made already (an array of that size, see `pixel_files.py`) it is a copy.
     """
+    if isinstance(image, ndarray):
+        return _copied(image, room, (height, width, 3))
     return fitted(decode(image, room), height=height, width=width)
 
 
 def train_view(
-    image: bytes | memoryview,
+    image: bytes | memoryview | UInt8[ndarray, "rows columns 3"],
     dice: np.random.Generator | None,
     room: UInt8[ndarray, "rows columns 3"] | None = None,
     *,
@@ -60,7 +63,7 @@ def train_view(
     mean, which is another colour.
 
     Args:
-        image: the encoded picture.
+        image: the encoded picture, or what `eval_view` made of it.
         dice: draws everything; the same dice give the same picture.
         room: memory that the answer may lie in, for whoever has it: memory never used before is dear.
         height: rows of the result.
@@ -78,7 +81,10 @@ def train_view(
         raise ValueError(expected("dice for a training view", "none", "give load() a seed, or scan with eval_view"))
     if not 0 <= pad < min(height, width):
         raise ValueError(expected(f"pad from 0 to {min(height, width) - 1}", pad, "choose a smaller pad"))
-    picture = eval_view(image, None, _scratch(height, width), height=height, width=width)
+    if isinstance(image, ndarray) and image.shape == (height, width, 3):
+        picture = image
+    else:
+        picture = eval_view(image, None, _scratch(height, width), height=height, width=width)
     mirrored = dice.random() < flip
     if jitter:
         picture = _relight(picture, dice, jitter)
@@ -87,6 +93,17 @@ def train_view(
     if dice.random() < erase:
         _erase(canvas, dice)
     return canvas
+
+
+def _copied(
+    picture: UInt8[ndarray, "rows columns 3"], room: ndarray | None, shape: tuple[int, int, int]
+) -> UInt8[ndarray, "height width 3"]:
+    if picture.shape != shape:
+        raise ValueError(expected(f"a picture of shape {shape}", picture.shape, "set one size for both"))
+    if room is None or room.shape != shape:
+        return picture.copy()
+    room[...] = picture
+    return room
 
 
 def _scratch(height: int, width: int) -> UInt8[ndarray, "height width 3"]:

@@ -26,7 +26,7 @@ from ray.train import DataConfig
 
 from gracl.errors import ShardError, StreamError, expected
 from gracl.images.batches import seed_of_again
-from gracl.images.loading import Ticket, View, load
+from gracl.images.loading import Made, Ticket, View, load
 from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
 from gracl.runtime.board import Reading
@@ -178,6 +178,7 @@ class StreamBatches:
         sizes: images by name of split.
         barrier: waits for all ranks. No reading may be posted before every rank has emptied the one before.
         wait_s: seconds that the next block may take.
+        made: pictures of a split that are there already, by its name; their bytes are sent all the same.
     """
 
     def __init__(
@@ -198,12 +199,13 @@ class StreamBatches:
         rank: int = 0,
         ranks: int = 1,
         wait_s: float,
+        made: Mapping[str, Made] | None = None,
     ) -> None:
         self._wait_s = wait_s
         self._stream, self._board, self._sizes, self._barrier = stream, board, sizes, barrier
         self._train, self._eval_view, self._train_view = train, eval_view, train_view
         self._scan_batch, self._seed, self._rank, self._ranks = scan_batch, seed, rank, ranks
-        self._load = partial(load, height=height, width=width, threads=threads)
+        self._load, self._made = partial(load, height=height, width=width, threads=threads), made or {}
         self._number = 0
 
     def images(self, split: str) -> int:
@@ -213,16 +215,18 @@ class StreamBatches:
     def scan(self, split: str) -> Iterator[Batch]:
         """This rank's share of a split, every image once, seen plainly."""
         plan = scan_plan(self.images(split), self._scan_batch)
-        return self._load(self._tickets(split, plan), self._eval_view, seed=None)
+        return self._load(self._tickets(split, plan), self._eval_view, seed=None, made=self._made.get(split))
 
     def picks(self, plan: Plan, first: int = 0) -> Iterator[Batch]:
         """This rank's share of a plan from its ticket `first` on, seen as training images."""
-        return self._load(self._tickets(self._train, plan, first), self._train_view, seed=self._seed)
+        tickets, made = self._tickets(self._train, plan, first), self._made.get(self._train)
+        return self._load(tickets, self._train_view, seed=self._seed, made=made)
 
     def again(self, epoch: int) -> Iterator[Batch]:
         """This rank's share of the train split, every image once, seen as a training image of dice of its own."""
         plan = scan_plan(self.images(self._train), self._scan_batch, epoch=epoch)
-        return self._load(self._tickets(self._train, plan), self._train_view, seed=seed_of_again(self._seed))
+        tickets, made = self._tickets(self._train, plan), self._made.get(self._train)
+        return self._load(tickets, self._train_view, seed=seed_of_again(self._seed), made=made)
 
     def _tickets(self, split: str, plan: Plan, first: int = 0) -> Iterator[Ticket]:
         self._number += 1

@@ -154,7 +154,8 @@ def long_wait(metrics: Mapping[str, float], threads: int) -> str:
     needed = metrics["time/train_decode_s"] / max(trained - waited, 1e-9)
     said = f"workers waited {waited / trained:.0%} of the training for pictures, which take {needed:.1f} CPUs of each"
     if needed > threads:
-        return f"{said}: set scale.decode_threads={math.ceil(needed)} (now {threads}) where there are as many"
+        threads_do = f"scale.decode_threads={math.ceil(needed)} (now {threads})"
+        return f"{said}: set {threads_do} where there are as many, or scale.keep_pixels=true"
     return (
         f"{said}, and have {threads} threads: CPUs are short, or the stream's tasks are late. Leave CPUs free, or let "
         "workers read their own disk with scale.stream=mapped"

@@ -83,6 +83,11 @@ def _trained(run: Run, uri: str, callbacks: Sequence[UserCallback]) -> dict[str,
     return conclude(tell_rest(record(run, finished=config.epochs, told=False), uri), uri)
 
 
+def pixels_of(run: Run) -> int:
+    """Bytes of all pictures of a run's splits, decoded."""
+    return 3 * run.config.data.height * run.config.data.width * sum(run.sizes.values())
+
+
 class ControllerLost(TrainingFailed):
     """Ray Train's controller died, which Ray begins again by itself as little as a driver."""
 
@@ -99,6 +104,9 @@ def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
             with session(demand(run.config)):
                 run = register(run, uri)
                 say(f"run {run.name} in {run.folder}; Ctrl-C stops it, name={run.name} resumes it")
+                if run.config.scale.keep_pixels:
+                    place = run.config.data.cache or "its cache folder"
+                    say(f"each node keeps decoded pictures, {pixels_of(run) / 1e9:.1f} GB in {place}")
                 with closing(uri, run.record["mlflow_run_id"]):
                     learn(run, uri, callbacks)
             return run
@@ -250,6 +258,7 @@ def describe_job(
             views=config.views.options(),
             seed=config.seed,
             decode_threads=config.scale.decode_threads,
+            keep_pixels=config.scale.keep_pixels,
         ),
         lesson=describe_lesson(config, cameras=cameras),
         splits=Splits(config.data.train, config.data.query, config.data.gallery),

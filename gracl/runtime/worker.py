@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +19,8 @@ from ray.train.collective import broadcast_from_rank_zero
 from gracl.errors import CheckpointError, GraclError, StorageError, WaitedTooLong
 from gracl.images import storage
 from gracl.images.batches import MappedBatches
+from gracl.images.cache import default_cache
+from gracl.images.pixel_files import PixelFile
 from gracl.images.plans import identity_plan
 from gracl.images.views import eval_view, train_view
 from gracl.learning.checkpoint import TrainState, load_state, save_state
@@ -62,6 +65,7 @@ class Source:
     views: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     decode_threads: int = 2
+    keep_pixels: bool = False
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,11 @@ def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float
         "rank": ranks.rank,
         "ranks": ranks.size,
     }
+    if source.keep_pixels:
+        folder = Path(source.cache or default_cache()).expanduser().absolute()
+        common["made"] = {
+            split: PixelFile(folder, digest, source.sizes[split], **size) for split, digest in source.digests.items()
+        }
     if source.stream == "mapped":
         stores = {
             split: open_store(source.root, split, cache=source.cache, digest=digest)

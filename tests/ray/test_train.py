@@ -196,14 +196,24 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_clust
                 "relations__min_cluster_size": 3,
             },
         ),
-        ("extras", EXTRAS | {"scale__stream": "mapped", "eval_stability": 1}),
-        ("taught", {"teacher_decay": 0.9, "loss__inter_update": "every", "loss__negatives": "both"}),
+        ("extras", EXTRAS | {"scale__stream": "mapped", "scale__keep_pixels": True, "eval_stability": 1}),
+        (
+            "taught",
+            {
+                "teacher_decay": 0.9,
+                "loss__inter_update": "every",
+                "loss__negatives": "both",
+                "scale__keep_pixels": True,
+            },
+        ),
     ],
 )
 def test_runs_of_other_kinds_equal_the_local_run(ray_cluster, toy_shards, runs, name, changes):
-    changes |= {"epochs": 1, "eval_untrained": False}
+    changes |= {"epochs": 1, "eval_untrained": False, "data__cache": f"{runs}/cache"}
     result = train(toy_config(toy_shards, runs, name=name, **changes))
     state = load_state(result["checkpoint"])
+    kept = [path.name for path in Path(runs, "cache").glob("*.pixels")]
+    assert len(kept) == (3 if changes.get("scale__keep_pixels") else 0)  # train, query and gallery
     wanted = learn(toy_config(toy_shards, **changes))
     assert_same_run(state, wanted)
     assert_same_state(state.teacher, wanted.teacher)

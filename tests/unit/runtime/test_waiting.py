@@ -97,7 +97,7 @@ def test_a_shard_that_another_process_copies_for_ever(tmp_path: Path, monkeypatc
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         words = r"another process of this node to copy shard-0 within 0.2 s.*shard-0.lock"
-        with pytest.raises(StorageError, match=words), cache._locked(lock):
+        with pytest.raises(StorageError, match=words), cache.locked(lock, "copy shard-0"):
             pass
-    with cache._locked(lock):
+    with cache.locked(lock, "copy shard-0"):
         pass

@@ -228,7 +228,7 @@ def fit(
             assignment = assignment or answer.result()
         clock.lap("relate")
         if eval_stability and not begun and ((epoch + 1) % eval_stability == 0 or epoch + 1 == epochs):
-            part = describe(splits.train, "scan again", batches.again(epoch))
+            part = describe(splits.train, "scan again", clock.fed("scan", batches.again(epoch)))
             clock.lap("scan")
             stability = relator.stability(epoch, part, assignment.labels)
             assignment = replace(assignment, stats=assignment.stats | {"stability": stability})

@@ -112,7 +112,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
 
     Returns:
         Folder, rows, pictures that could not be read, feature size, pictures described now (others were there), their
-        number per second once the first part was there (None for one part), seconds.
+        number per second once each worker had a part behind it (None for no more parts), seconds.
 
     Raises:
         ConfigError, ShardError, LayoutError, CheckpointError: before Ray starts; a ConfigError also where another
@@ -240,8 +240,7 @@ def _owes(part: Part, number: int, asked: Asked) -> int:
 def _describe(
     config: ExtractConfig, asked: Asked, listing: Listing | None, out: str, missing: Sequence[int]
 ) -> tuple[int, float | None]:
-    """Has the missing parts written; how many pictures that were, and how many a second once the first part was (None
-    where there was no other)."""
+    """Has the missing parts written; how many pictures that were, and how many a second, see `rate_of`."""
     scale, data = config.scale, config.data
     store = None if listing else (storage.absolute(data.root), config.split, near(data.cache))
     options = {
@@ -274,9 +273,15 @@ def _describe(
         for one in each_within(described.iter_rows(), what, scale.wait_s):
             done.append((float(one["done"]), int(one["images"])))
             progress(done[-1][1])
-    done.sort()
-    warm = done[-1][0] - done[0][0]
-    return sum(images for _, images in done), sum(images for _, images in done[1:]) / warm if warm > 0 else None
+    return sum(images for _, images in done), rate_of(done, workers)
+
+
+def rate_of(done: Sequence[tuple[float, int]], workers: int) -> float | None:
+    """Images a second from when each worker had a part behind it, by when parts were done (seconds, images); None where
+    no more came. The clocks of the nodes are taken to agree."""
+    after = sorted(done)[workers - 1 :]
+    warm = after[-1][0] - after[0][0] if len(after) > 1 else 0.0
+    return sum(images for _, images in after[1:]) / warm if warm > 0 else None
 
 
 def _row(number: int, asked: Asked, listing: Listing | None) -> Row:

@@ -151,7 +151,7 @@ def long_wait(metrics: Mapping[str, float], threads: int) -> str:
     waited = metrics.get("time/train_wait_s", 0.0) - metrics.get("time/train_first_s", 0.0)
     if waited <= LONG_WAIT * trained:
         return ""
-    needed = metrics["time/train_decode_s"] / max(trained - waited, 1e-9)
+    needed = metrics["time/train_decode_s"] / max(trained - metrics["time/train_wait_s"], 1e-9)
     said = f"workers waited {waited / trained:.0%} of the training for pictures, which take {needed:.1f} CPUs of each"
     if needed > threads:
         threads_do = f"scale.decode_threads={math.ceil(needed)} (now {threads})"

@@ -201,11 +201,11 @@ def test_watching_ends_quietly_when_the_board_is_gone(monkeypatch):
     assert lines[-1] == "epoch 1/10  scan  0/8"
 
 
-FED = {"time/train_s": 10.0, "time/train_wait_s": 4.0, "time/train_first_s": 1.0, "time/train_decode_s": 14.0}
+FED = {"time/train_s": 10.0, "time/train_wait_s": 4.0, "time/train_first_s": 1.0, "time/train_decode_s": 12.0}
 
 
 def test_a_long_wait_says_how_many_threads_would_do():
-    # 14 CPU seconds of pictures in the 7 that the network itself took.
+    # 12 CPU seconds of pictures in the 6 that the network itself took.
     assert "which take 2.0 CPUs of each: set scale.decode_threads=2 (now 1) where there are as many" in long_wait(
         FED, 1
     )

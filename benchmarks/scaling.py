@@ -2,14 +2,18 @@
 
     python -m benchmarks.scaling        # the tables of docs/scaling.md
 
-Every rate is read from a file of `benchmarks/results/`; what nobody here has measured (a network, how many CPUs stand
-beside a GPU) is in `Assumed`, and is said on the page. Nothing here has been seen on a cluster of that size.
+Rates are read from files of `benchmarks/results/`; sizes and the cost of a block are beside them. What nobody here has
+measured (a network, CPUs beside a GPU, 30 images a cluster) is assumed, and said on the page. Nothing here has been seen
+on a cluster of that size.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gracl.runtime.stream import MOST_TICKETS, runs_of
 
 RESULTS = Path(__file__).parent / "results"
 GPUS, IMAGES = (8, 64, 512), (10**6, 10**7, 10**8)
@@ -108,32 +112,32 @@ def step_bytes(measured: Measured, gpus: int, images_a_gpu: int) -> tuple[float,
     return ring, 4.0 * measured.dim * images_a_gpu * (gpus - 1)
 
 
+def answer_bytes(measured: Measured, images: int) -> float:
+    """Labels, and two proxies and a sum of each cluster of 30 images: each rank is given its own copy."""
+    return 8 * images + 3 * 4 * measured.dim * images / 30
+
+
 def epoch_bytes(measured: Measured, images: int, gpus: int, nodes: int) -> dict[str, float]:
     """What crosses the network in an epoch, all nodes together, by what it is."""
     steps = images / (64 * gpus)
     gradients, rows = step_bytes(measured, gpus, 64)
-    clusters = images / 30
-    answer = 8 * images + 3 * 4 * measured.dim * clusters  # labels; two proxies and a sum of each cluster
     return {
         "pictures, scan and training": 2 * measured.image_bytes * images,
         "features to the relation": 2.0 * measured.dim * images,
-        "labels and proxies to the nodes": answer * nodes,
-        "gradients": gradients * gpus * steps,
-        "features of the batch": rows * gpus * steps,
+        "labels and proxies to the ranks": answer_bytes(measured, images) * gpus,
+        "gradients": gradients * nodes * steps,
+        "features of the batch": rows * nodes * steps,
     }
 
 
 def epoch(measured: Measured, assumed: Assumed, images: int, gpus: int, *, mapped: bool) -> Epoch:
     """An epoch of so many images on so many GPUs; `mapped`: each rank reads shards on its own disk."""
     nodes = max(1, gpus // assumed.gpus_a_node)
-    cpus, share = gpus * assumed.cpus_a_gpu, assumed.node_bytes_s / assumed.gpus_a_node
-    stream = (
-        []
-        if mapped
-        else [
-            Limit("coordinator of the stream", images * measured.image_bytes / measured.block_bytes * measured.block_s)
-        ]
-    )
+    cpus = gpus * assumed.cpus_a_gpu
+    tickets = math.ceil(images / (gpus * assumed.images_a_gpu))
+    most = max(1, min(MOST_TICKETS, int(measured.block_bytes / (measured.image_bytes * assumed.images_a_gpu))))
+    blocks = gpus * len(runs_of(0, tickets, most))
+    stream = [] if mapped else [Limit("coordinator of the stream", blocks * measured.block_s)]
     scan = [
         Limit("GPUs", images / (gpus * measured.scan)),
         Limit("CPUs that decode", images / (cpus * measured.decode)),
@@ -145,14 +149,15 @@ def epoch(measured: Measured, assumed: Assumed, images: int, gpus: int, *, mappe
     train = [
         Limit("GPUs", images / (gpus * measured.train)),
         Limit("CPUs that make views", images / (cpus * measured.view)),
-        Limit("gradients between machines", steps * between / share),
+        Limit("gradients and features between machines", steps * between / assumed.node_bytes_s),
         *stream,
     ]
     factor = images / measured.rows
     parts = {
         "search on GPUs": measured.search_s * factor**2 / nodes,
         "Jaccard, DBSCAN and proxies on one node": measured.rest_s * factor,
-        "features to one node": 2 * measured.dim * images / assumed.node_bytes_s,
+        "features to one node, and to the shards": 2 * measured.dim * images * nodes / assumed.node_bytes_s,
+        "labels and proxies to the ranks": answer_bytes(measured, images) * gpus / assumed.node_bytes_s,
     }
     slowest = max(parts, key=lambda part: parts[part])
     memory = 2 * 2 * measured.dim * images + measured.own_mb * 1e6 * factor

@@ -22,6 +22,7 @@ from gracl.images import storage
 from gracl.images.manifests import Manifest, read_manifest
 from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe
 from gracl.learning.encoder import build_encoder
+from gracl.learning.epoch_report import PHASES
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.progress import say
 from gracl.runtime.records import RECORD, read_run
@@ -315,8 +316,7 @@ def conclude(run: Run, uri: str) -> dict[str, Any]:
         "best_is_selected_on": run.config.data.query and "the query and gallery splits that it is reported on",
         "seconds": {
             name.removeprefix("time/").removesuffix("_s"): round(sum(row.get(name, 0.0) for row in own), 2)
-            for name in own[0]
-            if name.startswith("time/")
+            for name in (f"time/{phase}_s" for phase in PHASES)
         },
     }
 

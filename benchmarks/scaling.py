@@ -3,8 +3,8 @@
     python -m benchmarks.scaling        # the tables of docs/scaling.md
 
 Rates are read from files of `benchmarks/results/`; sizes and the cost of a block are beside them. What nobody here has
-measured (a network, CPUs beside a GPU, 30 images a cluster) is assumed, and said on the page. Nothing here has been seen
-on a cluster of that size.
+measured (a network, CPUs beside a GPU, 30 images a cluster) is assumed, and said on the page. Nothing here has been
+seen on a cluster of that size.
 """
 
 import json

@@ -19,7 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,8 +142,11 @@ def shown(way: str, root: str, height: int, width: int) -> Generator[int, None, 
 
 def spent_by_all() -> dict[tuple[int, float], float]:
     """CPU seconds of this process and of each of its children that live."""
-    ours = psutil.Process()
-    return {(one.pid, one.create_time()): sum(one.cpu_times()[:2]) for one in (ours, *ours.children(recursive=True))}
+    ours, spent = psutil.Process(), {}
+    for one in (ours, *ours.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # an idle worker that Ray lets go; its last moments are not counted
+            spent[one.pid, one.create_time()] = sum(one.cpu_times()[:2])
+    return spent
 
 
 def rate(way: str, root: str, height: int, width: int, seconds: float) -> dict[str, float]:

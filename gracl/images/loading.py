@@ -20,7 +20,7 @@ from gracl.types import EMPTY, Batch, Plan
 
 Encoded = bytes | memoryview
 Picture = UInt8[ndarray, "height width 3"]
-View = Callable[[Encoded | Picture, np.random.Generator | None, Picture | None], Picture]
+View = Callable[[Encoded | Picture, np.random.Generator | None, Picture | None, Picture | None], Picture]
 Made = Callable[[int, Encoded], Encoded | Picture]
 OnBad = Callable[[int, ImageError], object]
 
@@ -111,7 +111,8 @@ def load(
 
     Args:
         tickets: one rank's, in order.
-        view: from encoded bytes and dice to a picture of `height` x `width`, which may lie in the memory given to it.
+        view: from encoded bytes and dice to a picture of `height` x `width`, which may lie in the
+            memory given to it first, and be made in that given second.
         height: rows of every picture.
         width: columns of every picture.
         seed: of the dice; None gives the view no dice (a scan).
@@ -186,13 +187,13 @@ def _fill(
     way: _Way,
 ) -> float:
     """Makes the pictures of some rows; the CPU seconds that this thread spent on them."""
-    begun = time.thread_time()
+    begun, scratch = time.thread_time(), np.empty(images.shape[1:], np.uint8)
     for row in rows:
         place, room = ticket.first_place + int(columns[row]), images[row]
         dice = None if way.seed is None else rng(way.seed, "view", ticket.epoch, ticket.ticket, place)
         index = int(ticket.indices[columns[row]])
         try:
-            picture = way.view(way.made(index, ticket.images[row]), dice, room)
+            picture = way.view(way.made(index, ticket.images[row]), dice, room, scratch)
         except ImageError as error:
             if way.on_bad is not None:
                 way.on_bad(index, error)

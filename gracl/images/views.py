@@ -5,7 +5,6 @@ floats of it where the network runs. No torch here, so that ingest's workers sta
 """
 
 import math
-import threading
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,22 +21,21 @@ ERASE_AREA = (0.02, 0.4)
 ERASE_ASPECT = (0.3, 3.3)
 ERASE_TRIES = 100
 
-_OF_THREAD = threading.local()
-
 
 def eval_view(
     image: bytes | memoryview | UInt8[ndarray, "rows columns 3"],
     dice: np.random.Generator | None = None,
     room: UInt8[ndarray, "rows columns 3"] | None = None,
+    scratch: UInt8[ndarray, "other_rows other_columns 3"] | None = None,
     *,
     height: int = 256,
     width: int = 128,
 ) -> UInt8[ndarray, "height width 3"]:
     """The picture as it is, at the network's size (bicubic; untouched when it has that size already).
 
-    `dice` is there so that this is a `View` like `train_view`; nothing is drawn from it. `preprocess.preprocess` is the
-    same for whoever has an exported model and no gracl. `room` is memory that the answer may lie in. Of a picture that
-    was made already (an array of that size, see `pixel_files.py`) it is a copy.
+    `dice` and `scratch` are there so that this is a `View` like `train_view`; nothing is drawn from them.
+    `preprocess.preprocess` is the same for whoever has an exported model and no gracl. `room` is memory that the answer
+    may lie in. Of a picture that was made already (an array of that size, see `pixel_files.py`) it is a copy.
     """
     if isinstance(image, ndarray):
         return _copied(image, room, (height, width, 3))
@@ -48,6 +46,7 @@ def train_view(
     image: bytes | memoryview | UInt8[ndarray, "rows columns 3"],
     dice: np.random.Generator | None,
     room: UInt8[ndarray, "rows columns 3"] | None = None,
+    scratch: UInt8[ndarray, "other_rows other_columns 3"] | None = None,
     *,
     height: int = 256,
     width: int = 128,
@@ -66,6 +65,7 @@ def train_view(
         image: the encoded picture, or what `eval_view` made of it.
         dice: draws everything; the same dice give the same picture.
         room: memory that the answer may lie in, for whoever has it: memory never used before is dear.
+        scratch: memory of the same size, and no part of `room`, that the decoder may use on the way.
         height: rows of the result.
         width: columns of the result.
         flip: probability of mirroring left and right.
@@ -84,7 +84,7 @@ def train_view(
     if isinstance(image, ndarray) and image.shape == (height, width, 3):
         picture = image
     else:
-        picture = eval_view(image, None, _scratch(height, width), height=height, width=width)
+        picture = eval_view(image, None, scratch, height=height, width=width)
     mirrored = dice.random() < flip
     if jitter:
         picture = _relight(picture, dice, jitter)
@@ -104,14 +104,6 @@ def _copied(
         return picture.copy()
     room[...] = picture
     return room
-
-
-def _scratch(height: int, width: int) -> UInt8[ndarray, "height width 3"]:
-    """Memory of this thread for the picture that a view is made from."""
-    kept: ndarray | None = getattr(_OF_THREAD, "picture", None)
-    if kept is None or kept.shape != (height, width, 3):
-        kept = _OF_THREAD.picture = np.empty((height, width, 3), np.uint8)
-    return kept
 
 
 def _relight(

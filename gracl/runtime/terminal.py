@@ -89,7 +89,7 @@ class Meter:
 
 @contextmanager
 def watching(
-    board: Any, *, epochs: int, done: int, threads: int | None = None, out: TextIO | None = None
+    board: Any, *, epochs: int, done: int, threads: int, stream: str, out: TextIO | None = None
 ) -> Iterator[None]:
     """Shows the board of a run until the block ends, from a thread, and each epoch's figures as they come.
 
@@ -97,11 +97,11 @@ def watching(
         board: the run's `Board`.
         epochs: in all.
         done: that were done before, by the run that is resumed.
-        threads: that make pictures in each worker. With it, the first epoch in which workers waited long for pictures
-            is followed by a note that says how many would be needed.
+        threads, stream: how each worker gets its pictures (`scale.decode_threads`, `scale.stream`). The first epoch in
+            which workers waited long for them is followed by a note that says what would help.
     """
     stop, out = threading.Event(), out or sys.stderr
-    watcher = threading.Thread(target=_watch, args=(board, epochs, done, threads, out, stop), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(board, epochs, done, (threads, stream), out, stop), daemon=True)
     watcher.start()
     try:
         yield
@@ -110,8 +110,8 @@ def watching(
         watcher.join(timeout=10)
 
 
-def _watch(board: Any, epochs: int, done: int, threads: int | None, out: TextIO, stop: threading.Event) -> None:
-    meter, seen, heard, started = Meter(out), 0, 0, time.monotonic()
+def _watch(board: Any, epochs: int, done: int, feeding: tuple[int, str], out: TextIO, stop: threading.Event) -> None:
+    meter, seen, heard, started, waited = Meter(out), 0, 0, time.monotonic(), ""
     while not stop.wait(0.5):
         try:
             asked = [board.look.remote(seen), board.notes.remote(heard)]
@@ -128,10 +128,11 @@ def _watch(board: Any, epochs: int, done: int, threads: int | None, out: TextIO,
             seen += 1
             meter.clear()
             out.write(_epoch_line(metrics, epochs, (time.monotonic() - started) / seen) + "\n")
-            waited = long_wait(metrics, threads) if threads else ""
-            threads = None if waited else threads  # once is enough
-            for text in (*in_words(metrics), *filter(None, [waited])):
-                out.write(f"note: epoch {metrics['epoch']:.0f}: {text}\n")
+            notes = in_words(metrics)
+            if not waited:  # once is enough
+                waited = long_wait(metrics, *feeding)
+                notes += [waited] if waited else []
+            out.write("".join(f"note: epoch {metrics['epoch']:.0f}: {text}\n" for text in notes))
         meter.show(f"epoch {min(done + seen + 1, epochs)}/{epochs}", phase, count, total)
     meter.clear()
 
@@ -142,7 +143,7 @@ def in_words(metrics: Mapping[str, float]) -> list[str]:
     return [text for text in (words(found),) if text]
 
 
-def long_wait(metrics: Mapping[str, float], threads: int) -> str:
+def long_wait(metrics: Mapping[str, float], threads: int, stream: str) -> str:
     """How long the workers waited for pictures while they trained, and what would help; "" for less than a tenth.
 
     The wait for the first batch does not count: it is there once an epoch, however many CPUs there are.
@@ -156,10 +157,11 @@ def long_wait(metrics: Mapping[str, float], threads: int) -> str:
     if needed > threads:
         threads_do = f"scale.decode_threads={math.ceil(needed)} (now {threads})"
         return f"{said}: set {threads_do} where there are as many, or scale.keep_pixels=true"
-    return (
-        f"{said}, and have {threads} threads: CPUs are short, or the stream's tasks are late. Leave CPUs free, or let "
-        "workers read their own disk with scale.stream=mapped"
-    )
+    late, do = {
+        "ray": ("the stream's tasks are late", "let workers read their own disk with scale.stream=mapped"),
+        "mapped": ("the disk is slow", "put the shards on a faster one"),
+    }[stream]
+    return f"{said}, and have {threads} threads: CPUs are short, or {late}. Leave CPUs free, or {do}"
 
 
 def _epoch_line(metrics: Mapping[str, float], epochs: int, pace: float) -> str:

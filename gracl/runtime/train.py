@@ -195,8 +195,8 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
         **streamed(run, board),
     )
     done = latest_epoch(run.folder) or run.record.get("begins", 0)
-    threads = config.scale.decode_threads
-    with watching(board, epochs=config.epochs, done=done, threads=threads), interruptible():
+    threads, stream = config.scale.decode_threads, config.scale.stream
+    with watching(board, epochs=config.epochs, done=done, threads=threads, stream=stream), interruptible():
         fit_or_explain(trainer, board, run)
     if config.data.query:
         draw_pictures(run, actor, stores)

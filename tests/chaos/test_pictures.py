@@ -218,7 +218,10 @@ def scanned(out: Path) -> np.ndarray:
 
 
 def whole_view(
-    image: bytes | memoryview, dice: np.random.Generator | None = None, room: np.ndarray | None = None
+    image: bytes | memoryview,
+    dice: np.random.Generator | None = None,
+    room: np.ndarray | None = None,
+    scratch: np.ndarray | None = None,
 ) -> np.ndarray:
     return eval_view(image, height=16, width=8)
 

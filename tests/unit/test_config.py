@@ -34,7 +34,7 @@ from gracl.uses import EvaluateConfig
 
 SECTIONS = [
     # section, the function it is unpacked into, arguments that come from elsewhere
-    (Views, train_view, {"image", "dice", "room", "height", "width"}),
+    (Views, train_view, {"image", "dice", "room", "scratch", "height", "width"}),
     (Sampling, identity_plan, {"labels", "epoch", "cameras", "seed"}),
     (
         Relations,

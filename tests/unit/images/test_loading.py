@@ -98,7 +98,9 @@ def test_empty_places_do_not_move_the_dice_of_others() -> None:
 
 
 def test_order_is_kept_when_early_tickets_are_slow() -> None:
-    def slow(image: bytes | memoryview, dice: np.random.Generator | None, room: np.ndarray | None) -> np.ndarray:
+    def slow(
+        image: bytes | memoryview, dice: np.random.Generator | None, room: np.ndarray | None, scratch: np.ndarray
+    ) -> np.ndarray:
         picture = EVAL(image)
         time.sleep(0.03 if picture[0, 0, 0] == 0 else 0)
         return picture
@@ -151,7 +153,9 @@ def test_errors_of_source_and_view_reach_the_consumer() -> None:
         yield Ticket(0, 0, 0, np.array([1]), [IMAGES[1]])
         raise OSError("the disk is gone")
 
-    def view(image: bytes | memoryview, dice: np.random.Generator | None, room: np.ndarray | None) -> np.ndarray:
+    def view(
+        image: bytes | memoryview, dice: np.random.Generator | None, room: np.ndarray | None, scratch: np.ndarray
+    ) -> np.ndarray:
         raise RuntimeError("a broken view")
 
     with pytest.raises(OSError, match="disk is gone"):
@@ -163,7 +167,9 @@ def test_errors_of_source_and_view_reach_the_consumer() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (H, W + 1, 3), (W, H, 3)])
 def test_a_view_of_another_size_is_refused(shape: tuple[int, int, int]) -> None:
-    def view(image: bytes | memoryview, dice: np.random.Generator | None, room: np.ndarray | None) -> np.ndarray:
+    def view(
+        image: bytes | memoryview, dice: np.random.Generator | None, room: np.ndarray | None, scratch: np.ndarray
+    ) -> np.ndarray:
         return np.zeros(shape, np.uint8)
 
     with pytest.raises(ValueError, match="expected views of shape"):

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from gracl.learning.epoch_report import Clock
-from gracl.types import Batch
+from gracl.local import OneRank
+from gracl.types import Batch, Plan
+from tests.dolls import Dolls
 
 
 class Hands:
@@ -81,3 +84,35 @@ def test_an_epoch_that_is_taken_up_goes_on_counting(hands):
     clock.take_up({"train": 3.0, "train_wait": 2.0, "epoch": 5.0})
     list(clock.fed("train", hands.batches([])))
     assert clock.seconds["train_wait"] == 2.0 + 11.0
+
+
+class Fed(Dolls):
+    """Dolls whose pictures took their time."""
+
+    def scan(self, split: str) -> Iterator[Batch]:
+        return (replace(batch, decoding_s=3.0) for batch in super().scan(split))
+
+    def picks(self, plan: Plan, first: int = 0) -> Iterator[Batch]:
+        return (replace(batch, decoding_s=5.0) for batch in super().picks(plan, first))
+
+    def again(self, epoch: int) -> Iterator[Batch]:
+        return (replace(batch, decoding_s=7.0) for batch in super().again(epoch))
+
+
+def test_an_epoch_counts_scan_both_looks_and_training():
+    dolls = Fed()
+    dolls.fit(epochs=2, eval_stability=2)
+    assert dolls.figures("time/scan_decode_s") == [3.0, 10.0]
+    assert dolls.figures("time/train_decode_s") == [5.0, 5.0]
+    for waited, first, trained in zip(
+        *(dolls.figures(f"time/train{part}_s") for part in ("_wait", "_first", "")), strict=True
+    ):
+        assert 0 < first <= waited <= trained
+
+
+def test_an_epoch_says_the_mean_over_the_ranks(monkeypatch):
+    monkeypatch.setattr(OneRank, "average", lambda self, values: values / 2)  # the other of two did nothing
+    dolls = Fed()
+    dolls.fit(epochs=1)
+    assert dolls.figures("time/scan_decode_s") == [1.5]
+    assert dolls.figures("time/train_decode_s") == [2.5]

@@ -170,7 +170,7 @@ def watch(
     """The board, and what is shown until it has been asked so often."""
     board, out = FakeBoard(states, notes), Screen()
     monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
-    with watching(board, epochs=10, done=done, threads=2, out=out):
+    with watching(board, epochs=10, done=done, threads=2, stream="ray", out=out):
         deadline = time.monotonic() + 20
         while len(board.asked) < asks and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -206,19 +206,20 @@ FED = {"time/train_s": 10.0, "time/train_wait_s": 4.0, "time/train_first_s": 1.0
 
 def test_a_long_wait_says_how_many_threads_would_do():
     # 12 CPU seconds of pictures in the 6 that the network itself took.
-    assert "which take 2.0 CPUs of each: set scale.decode_threads=2 (now 1) where there are as many" in long_wait(
-        FED, 1
-    )
-    assert long_wait(FED, 1).endswith("or scale.keep_pixels=true")
-    assert long_wait(FED, 1).startswith("workers waited 30% of the training for pictures")
-    assert "have 2 threads: CPUs are short" in long_wait(FED, 2)
-    assert "scale.stream=mapped" in long_wait(FED, 2)
+    said = "which take 2.0 CPUs of each: set scale.decode_threads=2 (now 1) where there are as many"
+    assert said in long_wait(FED, 1, "ray")
+    assert long_wait(FED, 1, "ray").endswith("or scale.keep_pixels=true")
+    assert long_wait(FED, 1, "ray").startswith("workers waited 30% of the training for pictures")
+    assert "have 2 threads: CPUs are short" in long_wait(FED, 2, "ray")
+    assert "scale.stream=mapped" in long_wait(FED, 2, "ray")
+    assert "disk is slow" in long_wait(FED, 2, "mapped")
+    assert "scale.stream" not in long_wait(FED, 2, "mapped")
 
 
 def test_a_short_wait_is_not_worth_a_word():
-    assert long_wait(FED | {"time/train_wait_s": 2.0}, 1) == ""
-    assert long_wait(FED | {"time/train_first_s": 3.5}, 1) == ""
-    assert long_wait(EPOCH, 1) == ""
+    assert long_wait(FED | {"time/train_wait_s": 2.0}, 1, "ray") == ""
+    assert long_wait(FED | {"time/train_first_s": 3.5}, 1, "ray") == ""
+    assert long_wait(EPOCH, 1, "ray") == ""
 
 
 def test_watching_says_of_the_wait_once(monkeypatch):

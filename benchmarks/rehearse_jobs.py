@@ -69,6 +69,10 @@ class LocalCluster:
         )
         return Said(done.returncode, done.stdout, time.monotonic() - begun)
 
+    def driving(self) -> dict[str, str]:
+        """The environment of a driver that joins it, and does not come as a job."""
+        return {**self.environment, "RAY_ADDRESS": self.address}
+
     def join(self) -> None:
         """One more raylet, with a node of its own; there when this returns."""
         known = self.nodes()

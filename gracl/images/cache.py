@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from gracl.checksums import sha256_of
 from gracl.errors import ShardError, StorageError, expected
 from gracl.images import storage
 
@@ -110,7 +111,7 @@ def _pieces(fs: Any, source: str, path: str) -> Iterator[bytes]:
 
 
 def _check(path: Path, wanted: Wanted, root: str) -> None:
-    if path.stat().st_size == wanted.bytes and storage.sha256_of(path) == wanted.sha256:
+    if path.stat().st_size == wanted.bytes and sha256_of(path) == wanted.sha256:
         return
     raise ShardError(
         expected(

@@ -5,7 +5,6 @@ rows in order of index. Arrow IPC and not Parquet, because a row is then read by
 `large_binary`, because 32-bit offsets end at 2 GB.
 """
 
-import os
 import struct
 import threading
 from collections.abc import Callable
@@ -17,7 +16,8 @@ import pyarrow as pa
 from jaxtyping import Int64
 from numpy import ndarray
 
-from gracl.errors import ConfigError, ShardError, expected
+from gracl.checksums import is_verified, sha256_of
+from gracl.errors import ShardError, expected
 from gracl.images import storage
 from gracl.images.cache import Wanted, cached_copy, default_cache
 from gracl.images.manifests import Manifest, ShardEntry, manifest_uri, read_manifest
@@ -144,9 +144,7 @@ class ShardStore:
         Raises:
             ShardError: naming each shard that is not what the manifest says.
         """
-        torn = [
-            shard.file for shard in self.manifest.shards if storage.sha256_of(self._folder / shard.file) != shard.sha256
-        ]
+        torn = [shard.file for shard in self.manifest.shards if sha256_of(self._folder / shard.file) != shard.sha256]
         if torn:
             raise ShardError(
                 expected(
@@ -220,14 +218,6 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _is_verified() -> bool:
-    """Whether shards are compared with their checksums when they are mapped: `GRACL_VERIFY`, 1 or 0."""
-    asked = os.environ.get("GRACL_VERIFY", "1")
-    if asked not in ("0", "1"):
-        raise ConfigError(expected("GRACL_VERIFY of 0 or 1", repr(asked), "set one of these, or leave it out"))
-    return asked == "1"
-
-
 def _table(path: Path) -> pa.Table:
     """The one batch of a shard, in the mapped file itself. Arrow would unpack a compressed one to any size that it
     claims, so such a one, which ingest never writes, is refused unread.
@@ -267,7 +257,7 @@ def _map(folder: Path, shard: ShardEntry) -> _Mapped:
     stamp = _stamp(path)
     try:
         # Read once in full, which finds out what a mapped file could only answer by ending the process.
-        if _is_verified() and (stamp[0] != shard.bytes or storage.sha256_of(path) != shard.sha256):
+        if is_verified() and (stamp[0] != shard.bytes or sha256_of(path) != shard.sha256):
             came = f"{stamp[0]} bytes with another checksum"
             raise ShardError(
                 expected(f"{path} with {shard.bytes} bytes and SHA-256 {shard.sha256[:12]}...", came, AGAIN)

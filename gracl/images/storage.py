@@ -8,7 +8,6 @@ Where a store is asked, what it refuses becomes a `StorageError` (`answered`); t
 """
 
 import errno
-import hashlib
 import os
 import posixpath
 import socket
@@ -339,9 +338,3 @@ def names_in(uri: str) -> list[str]:
         names = [name.rstrip("/") for name in fs.ls(path, detail=False)]
     # An empty object with the folder's own name marks a folder that pyarrow made, and is listed in it.
     return sorted(posixpath.basename(name) for name in names if name != path)
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a local file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,11 +4,10 @@
 into memory, not read into it) and what they belong to (`rows-0000.arrow`); and faiss's index.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -16,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
+from gracl.checksums import is_verified, sha256_of
 from gracl.errors import GraclError, NonFiniteValue, StoredIndexError, expected
 from gracl.retrieval.engines import Kind
 from gracl.types import Feature
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INDEX = "index.json"
 AGAIN = "build the index again"
 MAX_FACTS_BYTES = 16 * 2**20
@@ -42,13 +42,16 @@ Some = tuple[Feature[ndarray, "rows dim"], pa.Table]
 
 @dataclass(frozen=True)
 class Segment:
-    """One table of embeddings in an index: its number, rows, where it came from, and the digest of that."""
+    """One table of embeddings in an index: its number, rows, where it came from, and the digest of that; the checksums
+    of its two files, empty in an index of schema 1, whose files are taken as they are."""
 
     number: int
     rows: int
     table: str
     source: str
     data_digest: str
+    features_sha256: str = ""
+    rows_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,14 @@ class Facts:
 
 
 def keep(
-    place: Path, number: int, parts: Iterable[Some], rows: int, dtype: str | None = None
-) -> Feature[ndarray, "rows dim"]:
-    """Writes the embeddings and rows of a table; what is there of an attempt before is written over."""
+    place: Path, origin: Segment, parts: Iterable[Some], dtype: str | None = None
+) -> tuple[Segment, Feature[ndarray, "rows dim"]]:
+    """Writes the embeddings and rows of a table; what is there of an attempt before is written over.
+
+    Returns:
+        The segment with its checksums, and the embeddings.
+    """
+    number, rows = origin.number, origin.rows
     features: np.memmap | None = None
     done = 0
     with pa.OSFile(str(place / _rows_name(number)), "wb") as file, pa.ipc.new_file(file, ROWS_SCHEMA) as writer:
@@ -92,7 +100,8 @@ def keep(
         raise GraclError(expected(f"{rows} embeddings", done, "extract again"))
     features.flush()
     flush(place / _rows_name(number))
-    return features
+    sums = [sha256_of(place / name) for name in (_features_name(number), _rows_name(number))]
+    return replace(origin, features_sha256=sums[0], rows_sha256=sums[1]), features
 
 
 def _check_rows(features: Feature[ndarray, "rows dim"]) -> None:
@@ -143,7 +152,7 @@ def read_facts(path: Path) -> Facts:
         if path.stat().st_size > MAX_FACTS_BYTES:
             raise ValueError(f"more than {MAX_FACTS_BYTES} bytes")
         values = json.loads(path.read_bytes())
-        if values["schema_version"] != SCHEMA_VERSION:
+        if values["schema_version"] not in (1, SCHEMA_VERSION):
             raise ValueError(f"schema version {values['schema_version']}")
         segments = tuple(Segment(**segment) for segment in values["segments"])
         facts = Facts(**{**{entry.name: values[entry.name] for entry in fields(Facts)}, "segments": segments})
@@ -167,6 +176,7 @@ def mapped(place: Path, segment: Segment, facts: Facts) -> Feature[ndarray, "row
         StoredIndexError: missing, torn, or others.
     """
     path = place / _features_name(segment.number)
+    _compare(f"the embeddings {path}", path, segment.features_sha256)
     try:
         features = np.lib.format.open_memmap(path, "r")
     except (OSError, ValueError, EOFError) as error:
@@ -184,6 +194,7 @@ def rows_of(place: Path, segment: Segment) -> pa.Table:
         StoredIndexError: missing, torn, or others.
     """
     path = place / _rows_name(segment.number)
+    _compare(f"the rows {path}", path, segment.rows_sha256)
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowException) as error:
@@ -193,13 +204,13 @@ def rows_of(place: Path, segment: Segment) -> pa.Table:
     return table
 
 
+def _compare(what: str, path: Path, wanted: str) -> None:
+    """A flipped bit would be somebody else's path, or a similarity that is none."""
+    if wanted and is_verified() and path.is_file() and sha256_of(path) != wanted:
+        raise StoredIndexError(expected(f"{what} as written", "another content", AGAIN))
+
+
 def flush(path: Path) -> None:
     """Waits until a file is on the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

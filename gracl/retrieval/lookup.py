@@ -95,14 +95,13 @@ def _groups(
     every = np.arange(len(cameras))
     if not among and not other_cameras:
         return [(None, every)]
-    theirs = index.cameras()
-    known = {camera for camera in theirs if camera is not None}
+    known, theirs = index.cameras
     allowed = np.ones(len(index), bool)
     if among:
-        if unknown := sorted(set(among) - known):
-            what = f"cameras of the index ({', '.join(sorted(known)[:20]) or 'none known'})"
+        if unknown := sorted({*among} - {*known}):
+            what = f"cameras of the index ({', '.join(known[:20]) or 'none known'})"
             raise ConfigError(expected(what, ", ".join(unknown), "name some of these, or leave cameras out"))
-        allowed = np.isin(theirs.astype(str), list(among))
+        allowed = np.isin(theirs, [known.index(camera) for camera in among])
     if not other_cameras:
         return [(allowed, every)]
     if not known or all(camera is None for camera in cameras):
@@ -110,7 +109,10 @@ def _groups(
         do = "give a list with camera_id, or leave out other_cameras"
         raise ConfigError(expected("known cameras for other_cameras=true", came, do))
     return [
-        (allowed if own is None else allowed & (theirs != own), np.flatnonzero([camera == own for camera in cameras]))
+        (
+            allowed & (theirs != known.index(own)) if own in known else allowed,
+            np.flatnonzero([camera == own for camera in cameras]),
+        )
         for own in sorted(set(cameras), key=str)
     ]
 

@@ -6,14 +6,16 @@ exact, and only who is proposed may not be.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 from numpy import ndarray
 
+from gracl.checksums import sha256_of
 from gracl.errors import ConfigError, GraclError, StoredIndexError, expected
 from gracl.randomness import rng
 from gracl.retrieval.engines import Engine, Kind, choose, sample_size
@@ -29,7 +31,6 @@ from gracl.retrieval.index_files import (
     mapped,
     read_facts,
     rows_of,
-    sha256_of,
     tidy,
     write_facts,
 )
@@ -91,7 +92,7 @@ def build(
         raise ConfigError(expected("embeddings to search among", "none", "extract some pictures first"))
     place.mkdir(parents=True, exist_ok=True)
     kind = kind or choose(rows)
-    features = keep(place, 0, parts, rows)
+    segment, features = keep(place, Segment(0, rows, origin.table, origin.source, origin.data_digest), parts)
     engine = Engine.make(kind, _sample(features, sample_size(kind, rows)), rows, effort)
     facts = Facts(
         schema_version=SCHEMA_VERSION,
@@ -105,7 +106,7 @@ def build(
         effort_asked=effort,
         effort=effort,
         recall=1.0,
-        segments=(Segment(0, rows, origin.table, origin.source, origin.data_digest),),
+        segments=(segment,),
         engine="",
         engine_sha256="",
     )
@@ -135,11 +136,11 @@ def add(
     if not rows:
         raise ConfigError(expected("embeddings to add", "none", "extract some pictures first"))
     number = facts.segments[-1].number + 1
-    features = keep(index.folder, number, parts, rows, dtype=facts.dtype)
+    written = Segment(number, rows, origin.table, origin.source, origin.data_digest)
+    segment, features = keep(index.folder, written, parts, dtype=facts.dtype)
     if features.shape[1] != facts.feature_size:
         raise GraclError(expected(f"embeddings of size {facts.feature_size}", features.shape[1], "see the model"))
-    segments = (*facts.segments, Segment(number, rows, origin.table, origin.source, origin.data_digest))
-    grown = replace(facts, rows=facts.rows + rows, segments=segments)
+    grown = replace(facts, schema_version=SCHEMA_VERSION, rows=facts.rows + rows, segments=(*facts.segments, segment))
     return _finish(index.folder, grown, index.engine, features, progress)
 
 
@@ -271,9 +272,17 @@ class StoredIndex:
                 found[place] = row | {"source": source}
         return found
 
-    def cameras(self) -> ndarray:
-        """The camera of every row as a string, None where unknown: what `allowed` is made of."""
-        return np.concatenate([rows["camera"].to_numpy(zero_copy_only=False) for rows in self._rows])
+    @cached_property
+    def cameras(self) -> tuple[list[str], Int32[ndarray, "rows"]]:
+        """The names of all cameras in order, and the number of each row's among them, -1 where unknown: what `allowed`
+        is made of. Read once: a question among some cameras reads no row."""
+        named = pa.chunked_array([part for rows in self._rows for part in rows["camera"].chunks], pa.string())
+        coded = named.combine_chunks().dictionary_encode()
+        names = coded.dictionary.to_pylist()
+        order = np.argsort(np.array(names, object), kind="stable")
+        places = np.empty(len(names) + 1, np.int32)
+        places[order], places[-1] = np.arange(len(names)), -1
+        return [names[number] for number in order], places[coded.indices.fill_null(len(names)).to_numpy()]
 
     def digests(self) -> dict[str, str]:
         """The digest of each source: what lies there must have it, for its pictures to be those of the rows."""

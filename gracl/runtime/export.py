@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 import gracl
+from gracl.checksums import sha256_of
 from gracl.errors import ConfigError, ImageError, expected
 from gracl.images import preprocess, storage
 from gracl.images.layouts.files import IMAGE_SUFFIXES
@@ -64,7 +65,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         card = model_card("/".join(Path(config.checkpoint).parts[-2:]), state.recipe, state.history)
         Path(near, "README.md").write_text(f"{card}\n{usage(config.format)}")
         Path(near, "preprocess.py").write_bytes(Path(preprocess.__file__).read_bytes())
-        files = {file.name: storage.sha256_of(file) for file in sorted(Path(near).iterdir())}
+        files = {file.name: sha256_of(file) for file in sorted(Path(near).iterdir())}
         for name in files:
             storage.write_bytes(storage.join(out, name), Path(near, name).read_bytes())
         facts = _facts(config, encoder, view) | {

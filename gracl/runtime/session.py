@@ -3,8 +3,11 @@
 import logging
 import math
 import os
+import re
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -52,12 +55,15 @@ def session(demand: Demand) -> Iterator[None]:
     fast.
 
     Raises:
-        ConfigError: a cluster that can never give what the run needs.
+        ConfigError: a cluster that can never give what the run needs, or where nobody answers.
     """
     with ExitStack() as at_the_end:
         if not ray.is_initialized():
             quieten(elastic=demand.elastic is not None)
-            if os.environ.get("RAY_ADDRESS"):
+            if address := os.environ.get("RAY_ADDRESS"):
+                if why := unreachable(address):
+                    what, do = f"a Ray cluster at RAY_ADDRESS={address}", "start it, or name another"
+                    raise ConfigError(expected(what, why, f"{do}; without RAY_ADDRESS a private Ray is started here"))
                 ray.init(logging_level=logging.WARNING, log_to_driver=False)
             else:
                 at_the_end.enter_context(_on_loopback())
@@ -65,6 +71,24 @@ def session(demand: Demand) -> Iterator[None]:
             at_the_end.callback(ray.shutdown)
         _check(demand)
         yield
+
+
+def unreachable(address: str, seconds: float = 10.0) -> str | None:
+    """Why nobody takes connections at `host:port`, tried for so long; None where somebody does, or for another form of
+    address. Ray itself tries for minutes, with warnings alone.
+    """
+    form = re.fullmatch(r"\[?([^/\[\]]+?)\]?:(\d{1,5})", address)
+    if form is None:
+        return None
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((form[1], int(form[2])), timeout=seconds).close()
+            return None
+        except OSError as error:
+            if time.monotonic() > deadline or not isinstance(error, ConnectionRefusedError):
+                return str(error)
+        time.sleep(0.5)
 
 
 @contextmanager

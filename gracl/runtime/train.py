@@ -1,6 +1,7 @@
 """train(config): shards -> checkpoints, on Ray Train with the relation actor beside it, recorded in MLflow."""
 
 import fnmatch
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -25,7 +26,7 @@ from gracl.runtime.progress import say
 from gracl.runtime.relation_actor import start_relation_actor
 from gracl.runtime.runs import PICTURE, Run, conclude, history_of, latest_epoch, prepare, record, register
 from gracl.runtime.salvage import is_whole, set_torn_aside
-from gracl.runtime.session import Demand, interruptible, session
+from gracl.runtime.session import Demand, interruptible, session, unreachable
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
 from gracl.runtime.terminal import watching
@@ -97,6 +98,9 @@ def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
 
     Each time with a connection to Ray of its own: what the dead controller had (ranks, a placement group) ends with
     the one before, as it does when the same command is typed again.
+
+    Raises:
+        TrainingFailed: the cluster that it joined is gone, or the controller died too often.
     """
     lost, limit, ours = 0, run.config.scale.max_failures, not ray.is_initialized()
     while True:
@@ -110,7 +114,13 @@ def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
                 with closing(uri, run.record["mlflow_run_id"]):
                     learn(run, uri, callbacks)
             return run
-        except ControllerLost as error:
+        except (ControllerLost, ray.exceptions.RayError) as error:
+            address = os.environ.get("RAY_ADDRESS", "")
+            if ours and (why := unreachable(address)):
+                what, do = f"the Ray cluster at {address} to stay", "start it again, or name another in RAY_ADDRESS"
+                raise TrainingFailed(expected(what, why, f"{do}, and resume with name={run.name}")) from error
+            if not isinstance(error, ControllerLost):
+                raise
             lost += 1
             if not ours or 0 <= limit < lost:
                 raise
@@ -350,7 +360,7 @@ def fit_or_explain(trainer: TorchTrainer, board: Any, run: Run) -> None:
         raise TrainingFailed(
             expected("a training that ends by itself", str(error), f"mend the cause and resume with name={run.name}")
         ) from error
-    except ray.exceptions.ActorDiedError as error:
+    except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:
         died = str(error).partition("\n")[0]
         raise ControllerLost(
             expected("a controller of Ray Train that lives", died, f"resume with name={run.name}")

@@ -9,6 +9,7 @@ FLOORS = {
     "gracl.randomness": 1,
     "gracl.kernels": 1,
     "gracl.measuring": 1,
+    "gracl.checksums": 1,
     "gracl.types": 2,
     "gracl.config": 2,
     "gracl.sections": 2,

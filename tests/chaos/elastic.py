@@ -18,8 +18,9 @@ from typing import Any
 import mlflow
 
 from benchmarks.rehearse_jobs import LocalCluster, local_cluster
+from benchmarks.watched import Driver, children, name_of
 from gracl.learning.checkpoint import load_state
-from tests.chaos.kills import EPOCHS, SETTINGS, Driver, children, name_of
+from tests.chaos.kills import EPOCHS, SETTINGS
 
 STEPS = 12
 ELASTIC = ("scale.min_workers=1", "scale.resize_s=5")
@@ -65,8 +66,8 @@ def rehearse(shards: str, runs: Path) -> dict[str, Any]:
     """All of it: workers in each epoch, seconds until the run went on, distances from the run of two."""
     common = (*SETTINGS, *ROOM, f"data.root={shards}", f"runs={runs}", "scale.max_failures=-1")
     with local_cluster(nodes=2, cpus=1) as cluster:
-        fixed = finished(Driver(cluster, (*common, "name=fixed")))
-        driver = Driver(cluster, (*common, *ELASTIC, "name=elastic"))
+        fixed = finished(Driver(cluster.driving(), (*common, "name=fixed")))
+        driver = Driver(cluster.driving(), (*common, *ELASTIC, "name=elastic"))
         follow(driver, lambda: driver.done() >= 3, "three epochs")
         before = [len(some) for some in workers(cluster)]
         lost = next(child for child in children(cluster.raylets[1].pid) if name_of(child) == "raylet")

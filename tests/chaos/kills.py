@@ -9,13 +9,10 @@ it is held against a run that nobody disturbed: weights, optimizer, figures, MLf
 
 import json
 import os
-import pty
 import random
 import re
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -27,7 +24,8 @@ from typing import Any
 import mlflow
 import psutil
 
-from benchmarks.rehearse_jobs import ROOT, LocalCluster, local_cluster, wait_until
+from benchmarks.rehearse_jobs import LocalCluster, local_cluster, wait_until
+from benchmarks.watched import Driver, children, name_of
 from gracl.learning.checkpoint import load_state
 from tests.local.test_fit import assert_same_run
 
@@ -81,53 +79,6 @@ class Kill:
     seconds: float = 0.0
 
 
-class Driver:
-    """The train command on a terminal of its own; what it shows is read as it comes."""
-
-    def __init__(self, cluster: LocalCluster, settings: tuple[str, ...]) -> None:
-        ours, theirs = pty.openpty()
-        self.phase, self.epochs, self.text = "", list[tuple[int, float]](), ""
-        self.process = subprocess.Popen(
-            [sys.executable, "pipelines/train.py", *settings],
-            cwd=ROOT,
-            env={**cluster.environment, "RAY_ADDRESS": cluster.address},
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-            text=True,
-            start_new_session=True,
-        )
-        os.close(theirs)
-        self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
-        self._reader.start()
-
-    def _read(self, terminal: int) -> None:
-        with os.fdopen(terminal, "rb", buffering=0) as shown:
-            while True:
-                try:
-                    piece = shown.read(4096)
-                except OSError:  # how Linux says that nobody has the other side open any more
-                    return
-                if not piece:
-                    return
-                self._take(piece.decode(errors="replace"))
-
-    def _take(self, piece: str) -> None:
-        self.text += piece
-        for line in re.split(r"[\r\n]|\x1b\[K", piece):
-            if done := re.match(r"epoch (\d+)/\d+: ", line):
-                self.epochs.append((int(done[1]), time.monotonic()))
-            elif now := re.match(r"epoch (\d+)/\d+  (.+)", line):
-                self.phase = now[2]
-
-    def done(self) -> int:
-        """The last epoch that was shown as done; 0 for none."""
-        return max((epoch for epoch, _ in self.epochs), default=0)
-
-    def ended(self) -> bool:
-        """Whether the process has ended."""
-        return self.process.poll() is not None
-
-
 @dataclass
 class Chaos:
     """Runs that are disturbed, one after the other, until all kills of the list are done or were not possible."""
@@ -147,7 +98,7 @@ class Chaos:
             The run's own result.
         """
         command = (*self.common, f"name={name}")
-        driver, open_kill, open_since = Driver(self.cluster, command), None, 0.0
+        driver, open_kill, open_since = Driver(self.cluster.driving(), command), None, 0.0
         began, looked = time.monotonic(), 0.0
         while True:
             if time.monotonic() - began > 1500:
@@ -163,7 +114,7 @@ class Chaos:
                 if open_kill is None:
                     raise RuntimeError(f"ended with {driver.process.returncode} undisturbed:\n{driver.text[-4000:]}")
                 open_kill.went_on = "by the same command"
-                driver = Driver(self.cluster, command)
+                driver = Driver(self.cluster.driving(), command)
             if open_kill and not driver.ended() and self._close(open_kill, open_since, driver):
                 open_kill = None
             if open_kill is None and (driver.phase or driver.done()):
@@ -242,23 +193,6 @@ class Chaos:
     def busy(self) -> list[str]:
         """The processes of a run that still live, beside those that Ray keeps for a cluster."""
         return [name for name in self.left() if name.startswith("ray::") and not re.search(OF_THE_CLUSTER, name)]
-
-
-def children(pid: int) -> list[psutil.Process]:
-    """All processes below one; none where it has ended."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def name_of(process: psutil.Process) -> str:
-    """The title that Ray gave a process, or its program's name; empty where it has ended."""
-    try:
-        title = " ".join(process.cmdline()).strip()
-        return title if title.startswith("ray::") else process.name()
-    except psutil.Error:
-        return ""
 
 
 def kept(folder: Path) -> int:

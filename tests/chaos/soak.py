@@ -19,30 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from benchmarks.rehearse_jobs import ROOT
-from tests.chaos.kills import SETTINGS, children, name_of
+from benchmarks.watched import look
+from tests.chaos.kills import SETTINGS
 
 EVERY_S = 5.0
-
-
-def look(pid: int) -> dict[str, dict[str, float]]:
-    """Resident and shared memory in MB, and open files, of each process of a run by its name and number."""
-    seen = {}
-    for process in [psutil.Process(pid), *children(pid)]:
-        try:
-            memory = process.memory_info()
-            files = process.num_fds()
-        except psutil.NoSuchProcess:
-            continue
-        name = re.sub(r"^ray::|[.:(].*", "", name_of(process)) or process.name()
-        seen[f"{name} {process.pid}"] = {
-            "own_mb": (memory.rss - memory.shared) / 2**20,
-            "shared_mb": memory.shared / 2**20,
-            "files": float(files),
-        }
-    return seen
 
 
 def growth(times: list[float], values: list[float]) -> dict[str, float]:

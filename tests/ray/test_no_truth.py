@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.local_twin import learn
-from gracl.images import storage
 from gracl.images.manifests import read_manifest
 from gracl.images.shards import ShardStore
 from gracl.learning.checkpoint import load_state
@@ -28,10 +27,10 @@ def lying_shards(toy_shards, tmp_path_factory):
         table = pa.ipc.open_file(path.read_bytes()).read_all()
         noise = rng(0, "lies", shard.first_index).integers(1, 9, table.num_rows)
         column = table.schema.get_field_index("object_id")
-        before = storage.sha256_of(path)
+        before = sha256_of(path)
         _replace(path, table.set_column(column, "object_id", pa.array(noise)))
         manifest = root / "train" / "manifest.json"
-        manifest.write_text(manifest.read_text().replace(before, storage.sha256_of(path)))
+        manifest.write_text(manifest.read_text().replace(before, sha256_of(path)))
     return str(root)
 
 

@@ -104,7 +104,7 @@ class Gallery:
     def about(self) -> dict[str, Any]:
         """Model, rows, kind, recall, cameras (the first 200 of them), and rates of false matches that were measured."""
         facts = self.index.facts
-        cameras = sorted({str(camera) for camera in self.index.cameras() if camera is not None})
+        cameras = self.index.cameras[0]
         points = self.calibration.points if self.calibration else ()
         return {
             "model": facts.model,

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from gracl.errors import ConfigError, GraclError
+from gracl.errors import ConfigError, GraclError, StoredIndexError
 from gracl.retrieval.calibration import Point
 from gracl.retrieval.engines import PQ_ROWS, choose
 from gracl.retrieval.lookup import look_up, told
@@ -186,7 +187,10 @@ def test_what_is_found_is_told_with_its_picture(table, tmp_path):
     assert [line[0]["path"] for line in lines] == ["4.jpg", "5.jpg"]
     assert [line[0]["camera"] for line in lines] == ["c1", None]
     assert lines[0][0]["similarity"] == pytest.approx(1, abs=1e-6)
-    assert list(index.cameras()[:3]) == ["c0", "c1", None]
+    names, theirs = index.cameras
+    assert names == ["c0", "c1"]
+    assert list(theirs[:4]) == [0, 1, -1, 0]
+    assert len(theirs) == len(index)
 
 
 def test_the_best_row_decides_though_re_ranking_shows_others(table, tmp_path):
@@ -224,17 +228,50 @@ def test_an_effort_that_was_chosen_is_chosen_anew_when_the_index_grows(tmp_path)
         (lambda place: (place / "engine-0000.faiss").unlink(), "the index .*faiss; came no such file"),
     ],
 )  # fmt: skip
-def test_a_torn_index_is_refused(harm, words, table, tmp_path):
+@pytest.mark.parametrize("verified", ["1", "0"])
+def test_a_torn_index_is_refused(harm, words, verified, table, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRACL_VERIFY", verified)
     build(tmp_path, parts(table[:300]), 300, ORIGIN, kind="hnsw")
     harm(tmp_path)
     with pytest.raises(GraclError, match=words):
         StoredIndex(tmp_path)
 
 
+def flipped(path, place):
+    """One bit of a file turned over."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["features-0000.npy", "rows-0000.arrow"])
+def test_a_flipped_bit_is_found_unless_nobody_is_to_look(name, table, tmp_path, monkeypatch):
+    build(tmp_path, parts(table[:300]), 300, ORIGIN)
+    flipped(tmp_path / name, (tmp_path / name).stat().st_size // 2)
+    with pytest.raises(StoredIndexError, match=f"{name} as written; came another content; build"):
+        StoredIndex(tmp_path)
+    monkeypatch.setenv("GRACL_VERIFY", "0")
+    assert len(StoredIndex(tmp_path)) == 300
+
+
+def test_an_index_of_before_there_were_checksums_is_read_and_added_to(table, query, tmp_path):
+    build(tmp_path, parts(table[:300]), 300, ORIGIN)
+    facts = json.loads((tmp_path / "index.json").read_text())
+    for segment in facts["segments"]:
+        del segment["features_sha256"], segment["rows_sha256"]
+    (tmp_path / "index.json").write_text(json.dumps(facts | {"schema_version": 1}))
+    assert len(StoredIndex(tmp_path)) == 300
+    add(tmp_path, parts(table[300:400], first=300), 100, replace(ORIGIN, table="more"))
+    index = StoredIndex(tmp_path)
+    assert index.facts.schema_version == 2
+    assert [bool(segment.rows_sha256) for segment in index.facts.segments] == [False, True]
+    np.testing.assert_array_equal(index.search(query, 5)[0], naive(table[:400], query, 5))
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema_version": 2},
+        {"schema_version": 3},
         {"kind": "other"},
         {"engine": "../x"},
         {"rows": 5},

@@ -1,14 +1,16 @@
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 
 import pytest
 import ray
 
 from gracl.errors import ConfigError
 from gracl.runtime import session as sessions
-from gracl.runtime.session import Demand, interruptible, quieten, session
+from gracl.runtime.session import Demand, interruptible, quieten, session, unreachable
 
 DEMAND = Demand(cpus=2.5, gpus=1.0, parts="2 workers and more")
 
@@ -30,6 +32,7 @@ def environment(monkeypatch):
 def calls(environment):
     """A Ray that only notes what is asked of it, with 3 CPUs and a GPU."""
     noted = []
+    environment.setattr(sessions, "unreachable", lambda address: None)
     environment.setattr(ray, "is_initialized", lambda: False)
     environment.setattr(ray, "init", lambda **options: noted.append(("init", options)))
     environment.setattr(ray, "shutdown", lambda: noted.append(("shutdown", {})))
@@ -76,6 +79,29 @@ def test_a_cluster_of_our_own_is_as_large_as_the_run_and_ends_with_it(calls):
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
 
 
+METRICS, TASKS = "RAY_enable_metrics_collection", "RAY_task_events_max_num_task_in_gcs"
+
+
+def test_a_cluster_of_our_own_keeps_no_metrics_of_the_data_sets_that_ran(calls, environment):
+    at_init = []
+    environment.setattr(ray, "init", lambda **options: at_init.append((os.environ[METRICS], os.environ[TASKS])))
+    with session(DEMAND):
+        assert at_init == [("0", "10000")]
+
+
+def test_whoever_wants_metrics_of_a_cluster_of_our_own_has_them(calls, environment):
+    environment.setenv(METRICS, "1")
+    with session(DEMAND):
+        assert os.environ[METRICS] == "1"
+
+
+def test_on_a_cluster_of_somebody_else_metrics_are_his_to_set(calls, environment):
+    environment.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with session(DEMAND):
+        assert METRICS not in os.environ
+        assert TASKS not in os.environ
+
+
 def test_a_cluster_of_our_own_ends_when_the_verb_fails(calls):
     with pytest.raises(KeyError), session(DEMAND):
         raise KeyError
@@ -88,6 +114,33 @@ def test_the_cluster_of_ray_address_is_joined(calls, environment):
         assert "num_cpus" not in calls[0][1]
     assert calls[-1] == ("shutdown", {})
     assert "RAY_AUTH_MODE" not in os.environ
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "localhost:{}"])
+def test_somebody_who_listens_is_reachable_and_nobody_is_not(address):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = address.format(server.getsockname()[1])
+        assert unreachable(place) is None
+    assert "refused" in unreachable(place, seconds=0.1)
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1", "127.0.0.1", ""])
+def test_other_forms_of_address_are_left_to_ray(address):
+    assert unreachable(address) is None
+
+
+def test_a_name_that_is_none_is_not_tried_again():
+    begun = time.monotonic()
+    assert unreachable("no-such-host.invalid:6379", seconds=60.0)
+    assert time.monotonic() - begun < 30
+
+
+def test_a_cluster_where_nobody_answers_is_refused_before_ray_tries_for_minutes(calls, environment):
+    environment.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    environment.setattr(sessions, "unreachable", lambda address: f"{address} refused")
+    with pytest.raises(ConfigError, match="RAY_ADDRESS=127.0.0.1:9; came 127.0.0.1:9 refused; start"), session(DEMAND):
+        pytest.fail("nobody is there")
+    assert calls == []
 
 
 def test_a_ray_that_runs_already_is_used_and_left_running(calls, environment):

@@ -6,7 +6,8 @@ r"""The step and the scan alone, without data: images per second through the pro
 Pictures are random bytes that lie in memory, so nothing here waits for a disk or a decoder. `train` is `train_epoch`
 as a training calls it (move, encode, loss, backward, step, banks); `bare` is the same network forward, backward and
 step on pictures that lie on the device, with the sum of its features as loss and no question to the device between
-steps: what the hardware gives this network in torch. `scan` is `encode`, `bare_scan` its forward pass. The variants:
+steps: what the hardware gives this network in torch. `scan` is `encode`, `bare_scan` its forward pass; `altering` makes
+training views on the device (`scale.views_on=device`), which `train` here does not. The variants:
 each precision, batch norm in groups and whole, with the batch of the preset.
 """
 
@@ -24,14 +25,15 @@ from benchmarks.bench_epoch import machine
 from gracl.cli import load_config
 from gracl.config import TrainConfig
 from gracl.images.plans import identity_plan
+from gracl.images.views import draw_change
 from gracl.learning.fit import autocast, encode, train_epoch
-from gracl.learning.pixels import normalise
+from gracl.learning.pixels import altered, normalise
 from gracl.local import OneRank
 from gracl.randomness import rng
 from gracl.relations.proxies import mine_proxies
 from gracl.runtime.train import describe_lesson
 from gracl.runtime.worker import build
-from gracl.types import Assignment, Batch
+from gracl.types import Assignment, Batch, Changes
 
 IMAGES, CLUSTERS = 12800, 640
 
@@ -56,7 +58,7 @@ def wait(device: torch.device) -> None:
 
 
 def variant(config: TrainConfig, seconds: float) -> dict[str, float]:
-    """The four figures of one config."""
+    """The figures of one config."""
     device = torch.device("cuda" if config.scale.worker_gpus else "cpu")
     torch.set_num_threads(config.scale.worker_threads)
     lesson = describe_lesson(config)
@@ -106,7 +108,16 @@ def variant(config: TrainConfig, seconds: float) -> dict[str, float]:
                 encoder(there_scanned)
         return steps * config.scan_batch
 
-    ways = {"train": train, "bare": bare, "scan": scan, "bare_scan": bare_scan}
+    drawn = [draw_change(draw, height=size[0], width=size[1]) for _ in range(batch)]
+    changes = Changes(np.array([one[:7] for one in drawn], np.int64), np.array([one[7:] for one in drawn], np.float64))
+    plain = torch.from_numpy(pictures).to(device)
+
+    def altering(steps: int) -> int:
+        for _ in range(steps):
+            altered(plain, changes)
+        return steps * batch
+
+    ways = {"train": train, "bare": bare, "scan": scan, "bare_scan": bare_scan, "altering": altering}
     return {name: round(rate(work, seconds, device), 1) for name, work in ways.items()}
 
 

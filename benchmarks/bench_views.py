@@ -8,10 +8,11 @@ Each way runs in a process of its own and shows the train split again and again,
 many seconds: `decode` is the JPEG decoder alone (the limit of anything that decodes each picture), `views` the decoder
 and the altered view of training, `loader` the product's local loader (shards, tickets, dice, threads, batches),
 `kept` the same with decoded pictures on this disk (`scale.keep_pixels`), `stream` the same batches as `loader` by Ray
-Data as a training worker gets them, on a private Ray, and `dataloader` torch's DataLoader with one worker that stays,
-over the files' bytes in memory, with Pillow and NumPy doing the same views (resize, mirror, pad and crop, erase),
-normalised to floats as the peers do. CPU seconds are those of the process and of
-its children, for `stream` also those of Ray's own processes. Plans are of 100 steps.
+Data as a training worker gets them, on a private Ray; `loader_late`, `kept_late` and `stream_late` leave the altering
+to the device (`scale.views_on=device`; what it costs there is not counted, see bench_step), and `dataloader` torch's
+DataLoader with one worker that stays, over the files' bytes in memory, with Pillow and NumPy doing the same views
+(resize, mirror, pad and crop, erase), normalised to floats as the peers do. CPU seconds are those of the process and of
+its children, for the streams also those of Ray's own processes. Plans are of 100 steps.
 """
 
 import io
@@ -37,7 +38,7 @@ from gracl.images.decoding import decode
 from gracl.images.pixel_files import PixelFile
 from gracl.images.plans import identity_plan
 from gracl.images.shards import ShardStore
-from gracl.images.views import eval_view, train_view
+from gracl.images.views import draw_change, eval_view, train_view
 from gracl.learning.fit import Batches
 from gracl.randomness import rng
 from gracl.runtime.board import open_board
@@ -47,7 +48,7 @@ from gracl.types import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH = 64
 STEPS = 100
-WAYS = ("decode", "views", "loader", "kept", "stream", "dataloader")
+WAYS = ("decode", "views", "loader", "loader_late", "kept", "kept_late", "stream", "stream_late", "dataloader")
 
 
 class Peers(torch.utils.data.Dataset[torch.Tensor]):
@@ -80,13 +81,14 @@ class Peers(torch.utils.data.Dataset[torch.Tensor]):
         return floats
 
 
-def common(size: dict[str, int]) -> dict[str, Any]:
+def common(way: str, size: dict[str, int]) -> dict[str, Any]:
     """What loader and stream are told alike."""
-    views = {"eval_view": partial(eval_view, **size), "train_view": partial(train_view, **size)}
-    return {"train": "train", **views, **size, "threads": 1}
+    views: dict[str, Any] = {"eval_view": partial(eval_view, **size), "train_view": partial(train_view, **size)}
+    late = {"drawer": partial(draw_change, **size)} if way.endswith("_late") else {}
+    return {"train": "train", **views, **late, **size, "threads": 1}
 
 
-def streamed(store: ShardStore, size: dict[str, int]) -> Batches:
+def streamed(way: str, store: ShardStore, size: dict[str, int]) -> Batches:
     """The stream's end of one worker, without Ray Train."""
     board, bytes_of_one = open_board(), float(np.mean([len(image) for image in store.read(np.arange(64))]))
     digests = {"train": store.digest}
@@ -95,7 +97,7 @@ def streamed(store: ShardStore, size: dict[str, int]) -> Batches:
     )
     (end,) = order.configure(datasets, 1, None, None)
     sizes = {"train": len(store)}
-    return StreamBatches(end[STREAM], board, sizes=sizes, barrier=lambda: None, wait_s=300, **common(size))
+    return StreamBatches(end[STREAM], board, sizes=sizes, barrier=lambda: None, wait_s=300, **common(way, size))
 
 
 def seen(batches: Batches, labels: np.ndarray, epoch: int) -> Iterator[int]:
@@ -122,17 +124,17 @@ def shown(way: str, root: str, height: int, width: int) -> Generator[int, None, 
                     else:
                         train_view(image, rng(0, "bench", epoch, start + number), **size)
                 yield len(some)
-        elif way == "loader":
-            batches: Batches = MappedBatches({"train": store}, **common(size))
+        elif way in ("loader", "loader_late"):
+            batches: Batches = MappedBatches({"train": store}, **common(way, size))
             yield from seen(batches, labels, epoch)
-        elif way == "kept":
+        elif way in ("kept", "kept_late"):
             if epoch == 0:
                 folder = TemporaryDirectory(prefix="gr-")
                 made = {"train": PixelFile(Path(folder.name), store.digest, len(store), **size)}
-            yield from seen(MappedBatches({"train": store}, made=made, **common(size)), labels, epoch)
-        elif way == "stream":
+            yield from seen(MappedBatches({"train": store}, made=made, **common(way, size)), labels, epoch)
+        elif way in ("stream", "stream_late"):
             if epoch == 0:
-                batches = streamed(store, size)
+                batches = streamed(way, store, size)
             yield from seen(batches, labels, epoch)
         else:
             for pixels in peer_loader:
@@ -152,7 +154,7 @@ def spent_by_all() -> dict[tuple[int, float], float]:
 def rate(way: str, root: str, height: int, width: int, seconds: float) -> dict[str, float]:
     """Images per CPU-second and per second of one way."""
     torch.set_num_threads(1)
-    if way == "stream":
+    if way in ("stream", "stream_late"):
         with session(Demand(cpus=1.0, gpus=0.0, parts="the stream's tasks")):
             return counted(shown(way, root, height, width), seconds)
     return counted(shown(way, root, height, width), seconds)

@@ -86,6 +86,7 @@ def learn(
         camera_balanced=config.camera_balanced,
         scan_batch=config.scan_batch,
         decode_threads=config.scale.decode_threads,
+        views_on=config.scale.views_on,
         seed=config.seed,
         reporter=reporter,
         keeper=keeper,

@@ -6,7 +6,7 @@ results (`tests/ray/test_train.py`).
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int64
@@ -17,7 +17,7 @@ from gracl.images.batches import MappedBatches
 from gracl.images.plans import identity_plan
 from gracl.images.shards import ShardStore
 from gracl.images.storage import write_bytes
-from gracl.images.views import eval_view, train_view
+from gracl.images.views import draw_change, eval_view, train_view
 from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import Progress, Relator, Reporter, Splits
@@ -133,6 +133,7 @@ def fit(
     camera_balanced: bool = False,
     scan_batch: int = 256,
     decode_threads: int = 2,
+    views_on: Literal["cpu", "device"] = "cpu",
     seed: int = 0,
     relator: Relator | None = None,
     folder: str = "",
@@ -147,6 +148,7 @@ def fit(
         state: where to start, e.g. `TrainState.fresh(...)` or a loaded one.
         rate: epoch -> learning rate.
         views, sampling, relations: options of `train_view`, `identity_plan` and `relate`.
+        views_on: where training views are made of plain pictures: by the threads that decode, or where the network is.
         camera_balanced: companions from other cameras where possible.
         relator: who makes labels and proxies; default: `relate` on the features of the train split.
         folder: where batches and features are left that are NaN or infinite; "" for nowhere.
@@ -168,6 +170,7 @@ def fit(
         scan_batch=scan_batch,
         seed=seed,
         threads=decode_threads,
+        drawer=partial(draw_change, **size, **(views or {})) if views_on == "device" else None,
     )
     cameras, study = train.camera_ids(), Study(folder, write_bytes)
     options.setdefault("fall_back", (relations or {}).get("on_collapse") == "keep_previous")

@@ -292,6 +292,9 @@ class Scale(Crew):
     keep_pixels: bool = Field(
         False, description="keep decoded pictures on each node's disk (in data.cache): made once, not twice an epoch"
     )
+    views_on: Literal["cpu", "device"] = Field(
+        "cpu", description="where training pictures are mirrored, shifted, relit and erased; the same values either way"
+    )
     stream_cpus: float = Field(0.5, gt=0, description="CPUs of one Ray Data task")
     relation_cpus: float = Field(1, ge=0, description="CPUs reserved by the relation actor")
     relation_gpus: float = Field(0, ge=0, description="GPUs reserved by the relation actor")

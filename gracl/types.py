@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import AbstractDtype, Bool, Float32, Int32, Int64, UInt8
+from jaxtyping import AbstractDtype, Bool, Float32, Float64, Int32, Int64, UInt8
 from numpy import ndarray
 
 from gracl.errors import CoverageError, expected
 
-# The colours that pretrained networks count as zero and as one, as shares of 255, red first.
 # Of the pictures that an encoder sees, in pixels: what settings may ask for and a checkpoint may claim.
 MAX_SIDE = 4096
+# The colours that pretrained networks count as zero and as one, as shares of 255, red first.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MEAN_COLOUR = tuple(round(255 * share) for share in IMAGENET_MEAN)
 
 UNKNOWN = -1
 NOISE = -1
@@ -73,10 +74,29 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """What is still to be done to each picture of a batch, drawn but not done: `images/views.py` draws it,
+    `learning/pixels.py` does it where the network runs.
+
+    `moves`: mirrored (0 or 1), pixels down and right, and of the erased box top, left, rows and columns (0 for none).
+    `light`: brightness and contrast; 1 leaves them.
+    """
+
+    moves: Int64[ndarray, "rows 7"]
+    light: Float64[ndarray, "rows 2"]
+
+    @staticmethod
+    def none(rows: int) -> "Changes":
+        """Changes that leave so many pictures as they are."""
+        return Changes(np.zeros((rows, 7), np.int64), np.ones((rows, 2)))
+
+
+@dataclass(frozen=True)
 class Batch:
     """One rank's part of one ticket: pictures and their indices, and never a label.
 
-    `decoding_s` is the CPU time that making the pictures took, of all threads together.
+    `decoding_s` is the CPU time that making the pictures took, of all threads together. With `changes` the pictures are
+    plain, and these make them what is learnt from.
     """
 
     ticket: int
@@ -84,6 +104,7 @@ class Batch:
     indices: Int64[ndarray, "rows"]
     images: UInt8[ndarray, "rows height width 3"]
     decoding_s: float = 0.0
+    changes: Changes | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Ray. `gracl.local` uses it, and so do training workers whose shards lie on their
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from gracl.images.loading import Made, View, load, share_tickets
+from gracl.images.loading import Drawer, Made, View, load, share_tickets
 from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
 from gracl.randomness import rng
@@ -26,6 +26,7 @@ class MappedBatches:
         scan_batch: images of a scan's ticket, all ranks together.
         seed: the dice of training views hang on (seed, epoch, ticket, place).
         made: pictures of a split that are there already, by its name (`pixel_files.py`).
+        drawer: for views that are made on the device, see `load`; `train_view` is not used then.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class MappedBatches:
         rank: int = 0,
         ranks: int = 1,
         made: Mapping[str, Made] | None = None,
+        drawer: Drawer | None = None,
     ) -> None:
         self._stores, self._train = stores, train
-        self._eval_view, self._train_view = eval_view, train_view
+        self._eval_view = eval_view
+        self._altered = {"view": eval_view, "drawer": drawer} if drawer else {"view": train_view}
         self._scan_batch, self._seed = scan_batch, seed
         self._share = {"rank": rank, "ranks": ranks}
         self._load, self._made = partial(load, height=height, width=width, threads=threads), made or {}
@@ -63,14 +66,14 @@ class MappedBatches:
     def picks(self, plan: Plan, first: int = 0) -> Iterator[Batch]:
         """This rank's share of a plan from its ticket `first` on, seen as training images."""
         tickets = share_tickets(self._stores[self._train].read, plan, **self._share, first=first)
-        return self._load(tickets, self._train_view, seed=self._seed, made=self._made.get(self._train))
+        return self._load(tickets, **self._altered, seed=self._seed, made=self._made.get(self._train))
 
     def again(self, epoch: int) -> Iterator[Batch]:
         """This rank's share of the train split, every image once, seen as a training image of dice of its own."""
         plan = scan_plan(self.images(self._train), self._scan_batch, epoch=epoch)
         tickets = share_tickets(self._stores[self._train].read, plan, **self._share)
         seed = seed_of_again(self._seed)
-        return self._load(tickets, self._train_view, seed=seed, made=self._made.get(self._train))
+        return self._load(tickets, **self._altered, seed=seed, made=self._made.get(self._train))
 
 
 def seed_of_again(seed: int) -> int:

@@ -16,13 +16,14 @@ from numpy import ndarray
 
 from gracl.errors import ImageError, StreamError, expected
 from gracl.randomness import rng
-from gracl.types import EMPTY, Batch, Plan
+from gracl.types import EMPTY, Batch, Changes, Plan
 
 Encoded = bytes | memoryview
 Picture = UInt8[ndarray, "height width 3"]
 View = Callable[[Encoded | Picture, np.random.Generator | None, Picture | None, Picture | None], Picture]
 Made = Callable[[int, Encoded], Encoded | Picture]
 OnBad = Callable[[int, ImageError], object]
+Drawer = Callable[[np.random.Generator], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def load(
     ahead: int = 3,
     on_bad: OnBad | None = None,
     made: Made | None = None,
+    drawer: Drawer | None = None,
 ) -> Generator[Batch, None, None]:
     """Decodes tickets into batches, in order, `ahead` tickets before they are asked for.
 
@@ -121,16 +123,20 @@ def load(
         on_bad: told the index of a picture that cannot be read, and why, from any thread; the picture is black then.
             None: the error is raised.
         made: what stands for the bytes of the image with that index: its picture, made before (`PixelFile`).
+        drawer: is given the dice instead of the view, and says what is to be done to a picture on the device: batches
+            have `changes` then. A picture that is black for being bad stays so.
 
     Raises:
         ImageError: while iterating; says which image of which ticket could not be read.
-        ValueError: no thread, a negative `ahead`, or a view of another size.
+        ValueError: no thread, a negative `ahead`, a view of another size, or a drawer without a seed.
     """
     if threads < 1 or ahead < 0:
         raise ValueError(
             expected("threads >= 1 and ahead >= 0", f"{threads} and {ahead}", "correct the loading settings")
         )
-    way = _Way(view, seed, on_bad, (lambda index, image: image) if made is None else made)
+    if drawer is not None and seed is None:
+        raise ValueError(expected("a seed for the drawer's dice", "none", "give load() a seed"))
+    way = _Way(view, seed, on_bad, (lambda index, image: image) if made is None else made, drawer)
     return _load(tickets, way, (height, width), threads, ahead)
 
 
@@ -142,6 +148,7 @@ class _Way:
     seed: int | None
     on_bad: OnBad | None
     made: Made
+    drawer: Drawer | None
 
 
 def _load(
@@ -166,13 +173,16 @@ def _begin(
 ) -> tuple[Batch, list[Future[float]]]:
     """Makes the batch's empty pictures and sets the threads to fill them, a run of rows each."""
     columns = np.flatnonzero(ticket.indices != EMPTY)
-    images = np.empty((len(columns), *size, 3), np.uint8)
+    changes = Changes.none(len(columns)) if way.drawer else None
+    batch = Batch(
+        ticket.ticket, ticket.epoch, ticket.indices[columns], np.empty((len(columns), *size, 3), np.uint8), 0.0, changes
+    )
     cuts = np.linspace(0, len(columns), min(threads, len(columns)) + 1).astype(int).tolist()
     jobs = [
-        pool.submit(_fill, images, range(start, stop), columns, ticket, way)
+        pool.submit(_fill, batch, range(start, stop), columns, ticket, way)
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True)
     ]
-    return Batch(ticket.ticket, ticket.epoch, ticket.indices[columns], images), jobs
+    return batch, jobs
 
 
 def _finish(batch: Batch, jobs: list[Future[float]]) -> Batch:
@@ -180,26 +190,29 @@ def _finish(batch: Batch, jobs: list[Future[float]]) -> Batch:
 
 
 def _fill(
-    images: UInt8[ndarray, "rows height width 3"],
+    batch: Batch,
     rows: range,
     columns: Int64[ndarray, "rows"],
     ticket: Ticket,
     way: _Way,
 ) -> float:
     """Makes the pictures of some rows; the CPU seconds that this thread spent on them."""
-    begun, scratch = time.thread_time(), np.empty(images.shape[1:], np.uint8)
+    begun, scratch = time.thread_time(), np.empty(batch.images.shape[1:], np.uint8)
     for row in rows:
-        place, room = ticket.first_place + int(columns[row]), images[row]
+        place, room = ticket.first_place + int(columns[row]), batch.images[row]
         dice = None if way.seed is None else rng(way.seed, "view", ticket.epoch, ticket.ticket, place)
         index = int(ticket.indices[columns[row]])
         try:
-            picture = way.view(way.made(index, ticket.images[row]), dice, room, scratch)
+            picture = way.view(way.made(index, ticket.images[row]), None if way.drawer else dice, room, scratch)
         except ImageError as error:
             if way.on_bad is not None:
                 way.on_bad(index, error)
                 room[...] = 0
                 continue
             raise ImageError(f"image {index} (ticket {ticket.ticket} of epoch {ticket.epoch}): {error}") from error
+        if way.drawer and batch.changes and dice:
+            drawn = way.drawer(dice)
+            batch.changes.moves[row], batch.changes.light[row] = drawn[:7], drawn[7:]
         if picture is room:
             continue
         if picture.shape != room.shape:  # NumPy would stretch some wrong shapes without a word

@@ -5,6 +5,7 @@ floats of it where the network runs. No torch here, so that ingest's workers sta
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,9 +14,7 @@ from numpy import ndarray
 from gracl.errors import expected
 from gracl.images.decoding import decode
 from gracl.images.preprocess import fitted
-from gracl.types import IMAGENET_MEAN
-
-MEAN_COLOUR = np.array([round(255 * share) for share in IMAGENET_MEAN], np.uint8)
+from gracl.types import MEAN_COLOUR
 
 ERASE_AREA = (0.02, 0.4)
 ERASE_ASPECT = (0.3, 3.3)
@@ -68,31 +67,75 @@ def train_view(
         scratch: memory of the same size, and no part of `room`, that the decoder may use on the way.
         height: rows of the result.
         width: columns of the result.
+        flip, pad, erase, jitter: as `draw_change` has them.
+
+    Raises:
+        ImageError: unreadable bytes.
+        ValueError: no dice, or a shift that could lose the whole picture.
+    """
+    change = draw_change(dice, height=height, width=width, flip=flip, pad=pad, erase=erase, jitter=jitter)
+    if isinstance(image, ndarray) and image.shape == (height, width, 3):
+        picture = image
+    else:
+        picture = eval_view(image, None, scratch, height=height, width=width)
+    if jitter:
+        picture = _relight(picture, change)
+    canvas = np.empty(picture.shape, np.uint8) if room is None or room.shape != picture.shape else room
+    _shift(picture, change, onto=canvas)
+    if change.rows:
+        box = canvas[change.top : change.top + change.rows, change.left : change.left + change.columns]
+        for colour, level in enumerate(MEAN_COLOUR):  # faster than a pixel of three again and again
+            box[..., colour] = level
+    return canvas
+
+
+class Change(NamedTuple):
+    """What a training view does to one picture, see `Changes`."""
+
+    mirrored: bool
+    down: int
+    right: int
+    top: int
+    left: int
+    rows: int
+    columns: int
+    brightness: float
+    contrast: float
+
+
+def draw_change(
+    dice: np.random.Generator | None,
+    *,
+    height: int = 256,
+    width: int = 128,
+    flip: float = 0.5,
+    pad: int = 10,
+    erase: float = 0.5,
+    jitter: float = 0.0,
+) -> Change:
+    """All that is drawn for one picture of training, whoever does it: `train_view`, or the device (`Changes`).
+
+    Args:
+        dice: draws everything.
+        height: rows of the picture.
+        width: columns of the picture.
         flip: probability of mirroring left and right.
         pad: the largest shift in each direction, in pixels of the result: padding by `pad` and cropping anywhere.
         erase: probability of erasing a box of 2 to 40 % of the area with an aspect of 0.3 to 3.3.
         jitter: brightness and contrast are multiplied by factors from 1 - jitter to 1 + jitter; 0 leaves them.
 
     Raises:
-        ImageError: unreadable bytes.
         ValueError: no dice, or a shift that could lose the whole picture.
     """
     if dice is None:
         raise ValueError(expected("dice for a training view", "none", "give load() a seed, or scan with eval_view"))
     if not 0 <= pad < min(height, width):
         raise ValueError(expected(f"pad from 0 to {min(height, width) - 1}", pad, "choose a smaller pad"))
-    if isinstance(image, ndarray) and image.shape == (height, width, 3):
-        picture = image
-    else:
-        picture = eval_view(image, None, scratch, height=height, width=width)
-    mirrored = dice.random() < flip
-    if jitter:
-        picture = _relight(picture, dice, jitter)
-    canvas = np.empty(picture.shape, np.uint8) if room is None or room.shape != picture.shape else room
-    _shift(picture, dice, pad, mirrored=mirrored, onto=canvas)
-    if dice.random() < erase:
-        _erase(canvas, dice)
-    return canvas
+    mirrored = bool(dice.random() < flip)
+    light = dice.uniform(1 - jitter, 1 + jitter, 2).tolist() if jitter else (1.0, 1.0)
+    down, right = dice.integers(-pad, pad + 1, 2).tolist()
+    box = _draw_box(dice, height, width) if dice.random() < erase else (0, 0, 0, 0)
+    return Change(mirrored, down, right, *box, *light)
 
 
 def _copied(
@@ -106,46 +149,36 @@ def _copied(
     return room
 
 
-def _relight(
-    picture: UInt8[ndarray, "height width 3"], dice: np.random.Generator, jitter: float
-) -> UInt8[ndarray, "height width 3"]:
-    brightness, contrast = dice.uniform(1 - jitter, 1 + jitter, 2)
+def _relight(picture: UInt8[ndarray, "height width 3"], change: Change) -> UInt8[ndarray, "height width 3"]:
     grey = float(picture.mean())
-    levels = ((np.arange(256) - grey) * contrast + grey) * brightness
+    levels = ((np.arange(256) - grey) * change.contrast + grey) * change.brightness
     relit: ndarray = np.clip(np.rint(levels), 0, 255).astype(np.uint8)[picture]
     return relit
 
 
 def _shift(
-    picture: UInt8[ndarray, "height width 3"],
-    dice: np.random.Generator,
-    pad: int,
-    *,
-    mirrored: bool,
-    onto: UInt8[ndarray, "height width 3"],
+    picture: UInt8[ndarray, "height width 3"], change: Change, *, onto: UInt8[ndarray, "height width 3"]
 ) -> None:
     """Draws the picture, mirrored or not, moved a little, and black where it leaves the canvas."""
     height, width, _ = picture.shape
-    down, right = (int(step) for step in dice.integers(-pad, pad + 1, 2))
+    down, right = change.down, change.right
     top, bottom, left, end = max(down, 0), height + min(down, 0), max(right, 0), width + min(right, 0)
     onto[:top], onto[bottom:], onto[top:bottom, :left], onto[top:bottom, end:] = 0, 0, 0, 0
     seen = onto[top:bottom, left:end]
     rows, columns = slice(max(-down, 0), height - max(down, 0)), slice(max(-right, 0), width - max(right, 0))
-    if mirrored:
+    if change.mirrored:
         for colour in range(3):  # NumPy turns single bytes around four times as fast as pixels of three
             seen[..., colour] = picture[:, ::-1, colour][rows, columns]
     else:
         seen[...] = picture[rows, columns]
 
 
-def _erase(canvas: UInt8[ndarray, "height width 3"], dice: np.random.Generator) -> None:
-    """Fills a box in place. A picture so narrow that no box fits in a hundred tries stays whole, as in the family."""
-    height, width, _ = canvas.shape
+def _draw_box(dice: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, rows and columns of a box. A picture so narrow that none fits in a hundred tries stays whole, as in
+    the family."""
     for _ in range(ERASE_TRIES):
         area, aspect = dice.uniform(*ERASE_AREA) * height * width, dice.uniform(*ERASE_ASPECT)
         rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < rows < height and 0 < columns < width:
-            top, left = dice.integers(0, height - rows + 1), dice.integers(0, width - columns + 1)
-            for colour, level in enumerate(MEAN_COLOUR):  # faster than a pixel of three again and again
-                canvas[top : top + rows, left : left + columns, colour] = level
-            return
+            return int(dice.integers(0, height - rows + 1)), int(dice.integers(0, width - columns + 1)), rows, columns
+    return 0, 0, 0, 0

@@ -26,7 +26,7 @@ from ray.train import DataConfig
 
 from gracl.errors import ShardError, StreamError, expected
 from gracl.images.batches import seed_of_again
-from gracl.images.loading import Made, Ticket, View, load
+from gracl.images.loading import Drawer, Made, Ticket, View, load
 from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
 from gracl.runtime.board import Reading
@@ -179,6 +179,7 @@ class StreamBatches:
         barrier: waits for all ranks. No reading may be posted before every rank has emptied the one before.
         wait_s: seconds that the next block may take.
         made: pictures of a split that are there already, by its name; their bytes are sent all the same.
+        drawer: for views that are made on the device, see `load`; `train_view` is not used then.
     """
 
     def __init__(
@@ -200,10 +201,12 @@ class StreamBatches:
         ranks: int = 1,
         wait_s: float,
         made: Mapping[str, Made] | None = None,
+        drawer: Drawer | None = None,
     ) -> None:
         self._wait_s = wait_s
         self._stream, self._board, self._sizes, self._barrier = stream, board, sizes, barrier
-        self._train, self._eval_view, self._train_view = train, eval_view, train_view
+        self._train, self._eval_view = train, eval_view
+        self._altered = {"view": eval_view, "drawer": drawer} if drawer else {"view": train_view}
         self._scan_batch, self._seed, self._rank, self._ranks = scan_batch, seed, rank, ranks
         self._load, self._made = partial(load, height=height, width=width, threads=threads), made or {}
         self._number = 0
@@ -220,13 +223,13 @@ class StreamBatches:
     def picks(self, plan: Plan, first: int = 0) -> Iterator[Batch]:
         """This rank's share of a plan from its ticket `first` on, seen as training images."""
         tickets, made = self._tickets(self._train, plan, first), self._made.get(self._train)
-        return self._load(tickets, self._train_view, seed=self._seed, made=made)
+        return self._load(tickets, **self._altered, seed=self._seed, made=made)
 
     def again(self, epoch: int) -> Iterator[Batch]:
         """This rank's share of the train split, every image once, seen as a training image of dice of its own."""
         plan = scan_plan(self.images(self._train), self._scan_batch, epoch=epoch)
         tickets, made = self._tickets(self._train, plan), self._made.get(self._train)
-        return self._load(tickets, self._train_view, seed=seed_of_again(self._seed), made=made)
+        return self._load(tickets, **self._altered, seed=seed_of_again(self._seed), made=made)
 
     def _tickets(self, split: str, plan: Plan, first: int = 0) -> Iterator[Ticket]:
         self._number += 1

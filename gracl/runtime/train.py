@@ -269,6 +269,7 @@ def describe_job(
             seed=config.seed,
             decode_threads=config.scale.decode_threads,
             keep_pixels=config.scale.keep_pixels,
+            views_on=config.scale.views_on,
         ),
         lesson=describe_lesson(config, cameras=cameras),
         splits=Splits(config.data.train, config.data.query, config.data.gallery),

@@ -22,7 +22,7 @@ from gracl.images.batches import MappedBatches
 from gracl.images.cache import default_cache
 from gracl.images.pixel_files import PixelFile
 from gracl.images.plans import identity_plan
-from gracl.images.views import eval_view, train_view
+from gracl.images.views import draw_change, eval_view, train_view
 from gracl.learning.checkpoint import TrainState, load_state, save_state
 from gracl.learning.determinism import be_deterministic
 from gracl.learning.encoder import Encoder, build_encoder
@@ -66,6 +66,7 @@ class Source:
     seed: int = 0
     decode_threads: int = 2
     keep_pixels: bool = False
+    views_on: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,8 @@ def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float
         "rank": ranks.rank,
         "ranks": ranks.size,
     }
+    if source.views_on == "device":
+        common["drawer"] = partial(draw_change, **size, **source.views)
     if source.keep_pixels:
         folder = Path(source.cache or default_cache()).expanduser().absolute()
         common["made"] = {

@@ -81,6 +81,12 @@ def test_the_same_seed_gives_the_same_run(toy_shards, unbroken):
     assert_same_run(learn(toy_config(toy_shards)), unbroken)
 
 
+def test_views_made_on_the_device_give_the_same_run(toy_shards):
+    changes = {"epochs": 2, "views__jitter": 0.3, "eval_stability": 1}
+    late, early = (learn(toy_config(toy_shards, scale__views_on=place, **changes)) for place in ("device", "cpu"))
+    assert_same_run(late, early)
+
+
 def test_another_seed_gives_another_run(toy_shards, unbroken):
     other = learn(toy_config(toy_shards, seed=1, epochs=1, eval_every=1))
     assert other.history[0]["train/loss"] != unbroken.history[0]["train/loss"]

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 
 from benchmarks.local_twin import learn
 from gracl.cli import load_config
 from gracl.images import storage
+from gracl.images.embeddings import EmbeddingTable
 from gracl.images.manifests import read_manifest
 from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.evaluate import evaluate
+from gracl.runtime.extract import extract
 from gracl.runtime.ingest import pack
 from gracl.runtime.publish import publish
 from gracl.runtime.train import train
-from gracl.uses import EvaluateConfig, PublishConfig
+from gracl.uses import EvaluateConfig, ExtractConfig, PublishConfig
 from tests.local.test_fit import assert_same_run
 from tests.s3 import BUCKET, serving
 from tests.toy import toy_config
@@ -88,6 +91,37 @@ def test_a_far_checkpoint_is_judged_as_at_the_end_of_its_training(
     judged = evaluate(load_config(EvaluateConfig, [*wanted, cache, "scale.worker_cpus=0.5"]))
     assert judged["mAP"] == pytest.approx(trained[-1]["final"]["mAP"], abs=1e-6)
     assert storage.names_in(f"{STORE}/judged") == ["queries.csv", "ranked.png", "report.json"]
+
+
+def test_a_prefix_is_described_into_the_bucket_as_a_folder_is_into_a_folder(
+    trained: list[dict[str, Any]], toy_shards: str, tmp_path: Path
+) -> None:
+    """Pictures, checkpoint and table in the bucket; once more, half of the table being gone."""
+    pictures, far = Path(toy_shards).parent / "world" / "query", f"{STORE}/pictures"
+    for path in sorted(pictures.iterdir()):
+        storage.write_bytes(storage.join(far, "some", path.name), path.read_bytes())
+    storage.write_bytes(storage.join(far, "some", "broken.jpg"), b"\xff\xd8 and no more")
+    asked = {"batch": 4, "part": 4, "scale.worker_cpus": 0.5, "checkpoint": trained[-1]["checkpoint"]}
+    tables = []
+    for source, out in ((far, f"{STORE}/table"), (str(pictures), str(tmp_path / "table"))):
+        words = {**asked, "images": source, "out": out}
+        made = extract(load_config(ExtractConfig, [f"{name}={value}" for name, value in words.items()]))
+        tables.append((made, EmbeddingTable(out)))
+    (made, table), (_, near) = tables
+    rows, wanted = table.read(), near.read()
+    assert len(rows.features) == len(list(pictures.glob("*.jpg")))
+    assert rows.paths.to_pylist() == [f"some/{path}" for path in wanted.paths.to_pylist()]
+    np.testing.assert_array_equal(rows.features, wanted.features)
+    assert [bad.path for bad in table.bad] == ["some/broken.jpg"]
+    assert made["bad_images"] == 1
+
+    words = {**asked, "images": far, "out": f"{STORE}/table"}
+    files = [name for name in storage.names_in(f"{STORE}/table") if name.endswith(".parquet")]
+    for name in [*files[1::2], "manifest.json"]:
+        storage.remove(storage.join(STORE, "table", name))
+    again = extract(load_config(ExtractConfig, [f"{name}={value}" for name, value in words.items()]))
+    assert 0 < again["described"] < made["described"]
+    np.testing.assert_array_equal(EmbeddingTable(f"{STORE}/table").read().features, wanted.features)
 
 
 def test_mlflow_keeps_files_in_the_bucket_and_a_model_of_it_is_published(trained: list[dict[str, Any]]) -> None:

@@ -289,8 +289,10 @@ class Scale(Crew):
     stream: Literal["ray", "mapped"] = Field(
         "ray", description="ray: Ray Data brings the bytes; mapped: each worker reads the shards on its own disk"
     )
-    keep_pixels: bool = Field(
-        False, description="keep decoded pictures on each node's disk (in data.cache): made once, not twice an epoch"
+    keep_pixels: bool | Literal["auto"] = Field(
+        False,
+        description="keep decoded pictures on each node's disk (in data.cache): made once, not twice an epoch; "
+        "auto: where they take at most a tenth of what is free there",
     )
     views_on: Literal["cpu", "device"] = Field(
         "cpu", description="where training pictures are mirrored, shifted, relit and erased; the same values either way"

@@ -6,6 +6,7 @@ picture instead of twice an epoch. What is learnt is the same, bit for bit.
 """
 
 import os
+import shutil
 import zlib
 from contextlib import suppress
 from functools import partial
@@ -24,6 +25,7 @@ from gracl.images.cache import locked
 from gracl.images.views import eval_view
 
 _PAGE = 4096
+_SHARE = 10
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -70,6 +72,17 @@ class PixelFile:
     def count(self) -> int:
         """How many pictures are there."""
         return int(self._there.sum())
+
+    @staticmethod
+    def fit(folder: Path, images: int, *, height: int, width: int) -> bool:
+        """Whether so many pictures take at most a tenth of what the folder's disk has free; files of pictures that lie
+        there already are counted as free, so that every process of a node and every later run says the same."""
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        kept = 0
+        for path in folder.glob("*.pixels"):
+            with suppress(FileNotFoundError):  # another process has just made it anew
+                kept += path.stat().st_size
+        return images * height * width * 3 <= (shutil.disk_usage(there).free + kept) / _SHARE
 
     def _make(self, split: str, size: int) -> None:
         folder = self.path.parent

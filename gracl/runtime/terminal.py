@@ -156,7 +156,7 @@ def long_wait(metrics: Mapping[str, float], threads: int, stream: str) -> str:
     said = f"workers waited {waited / trained:.0%} of the training for pictures, which take {needed:.1f} CPUs of each"
     if needed > threads:
         threads_do = f"scale.decode_threads={math.ceil(needed)} (now {threads})"
-        return f"{said}: set {threads_do} where there are as many, or scale.keep_pixels=true"
+        return f"{said}: set {threads_do} where there are as many, or scale.keep_pixels=auto"
     late, do = {
         "ray": ("the stream's tasks are late", "let workers read their own disk with scale.stream=mapped"),
         "mapped": ("the disk is slow", "put the shards on a faster one"),

@@ -108,7 +108,7 @@ def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
             with session(demand(run.config)):
                 run = register(run, uri)
                 say(f"run {run.name} in {run.folder}; Ctrl-C stops it, name={run.name} resumes it")
-                if run.config.scale.keep_pixels:
+                if run.config.scale.keep_pixels is True:
                     place = run.config.data.cache or "its cache folder"
                     say(f"each node keeps decoded pictures, {pixels_of(run) / 1e9:.1f} GB in {place}")
                 with closing(uri, run.record["mlflow_run_id"]):

@@ -65,7 +65,7 @@ class Source:
     views: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     decode_threads: int = 2
-    keep_pixels: bool = False
+    keep_pixels: bool | str = False
     views_on: str = "cpu"
 
 
@@ -211,10 +211,17 @@ def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float
     if source.views_on == "device":
         common["drawer"] = partial(draw_change, **size, **source.views)
     if source.keep_pixels:
-        folder = Path(source.cache or default_cache()).expanduser().absolute()
-        common["made"] = {
-            split: PixelFile(folder, digest, source.sizes[split], **size) for split, digest in source.digests.items()
-        }
+        folder, images = Path(source.cache or default_cache()).expanduser().absolute(), sum(source.sizes.values())
+        keeps = source.keep_pixels is True or PixelFile.fit(folder, images, **size)
+        if source.keep_pixels == "auto" and ranks.rank == 0:
+            gigabytes = images * source.height * source.width * 3 / 1e9
+            words = "keeps decoded pictures" if keeps else "keeps no decoded pictures, for want of ten times the room"
+            board.note.remote(f"the first worker's node {words}: {gigabytes:.1f} GB in {folder}")
+        if keeps:
+            common["made"] = {
+                split: PixelFile(folder, digest, source.sizes[split], **size)
+                for split, digest in source.digests.items()
+            }
     if source.stream == "mapped":
         stores = {
             split: open_store(source.root, split, cache=source.cache, digest=digest)

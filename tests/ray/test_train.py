@@ -205,7 +205,7 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_clust
                 "teacher_decay": 0.9,
                 "loss__inter_update": "every",
                 "loss__negatives": "both",
-                "scale__keep_pixels": True,
+                "scale__keep_pixels": "auto",
             }
             | LATE,
         ),

@@ -3,7 +3,9 @@
 import errno
 import multiprocessing
 import os
+import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +53,18 @@ def test_scans_and_picks_are_the_same_and_each_picture_is_made_once(store, kept,
     monkeypatch.setattr("gracl.images.views.decode", lambda *_: pytest.fail("decoded again"))
     for one, other in zip([keeping.scan("train"), keeping.picks(plan), keeping.again(3)], wanted, strict=True):
         assert same(list(one), other)
+
+
+def test_pictures_fit_where_there_is_ten_times_the_room_with_what_is_kept_there(tmp_path, monkeypatch):
+    """A hundred pictures of 2,400 bytes: 240,000."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2_400_000 if place.exists() else 0))
+    folder = tmp_path / "not" / "there"
+    assert PixelFile.fit(folder, 100, **SIZE)
+    assert not PixelFile.fit(folder, 101, **SIZE)
+    folder.mkdir(parents=True)
+    (folder / "any.pixels").write_bytes(bytes(24_000))
+    assert PixelFile.fit(folder, 101, **SIZE)
+    assert not PixelFile.fit(folder, 102, **SIZE)
 
 
 def test_another_process_finds_what_is_there(store, kept, tmp_path):

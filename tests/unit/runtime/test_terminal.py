@@ -208,7 +208,7 @@ def test_a_long_wait_says_how_many_threads_would_do():
     # 12 CPU seconds of pictures in the 6 that the network itself took.
     said = "which take 2.0 CPUs of each: set scale.decode_threads=2 (now 1) where there are as many"
     assert said in long_wait(FED, 1, "ray")
-    assert long_wait(FED, 1, "ray").endswith("or scale.keep_pixels=true")
+    assert long_wait(FED, 1, "ray").endswith("or scale.keep_pixels=auto")
     assert long_wait(FED, 1, "ray").startswith("workers waited 30% of the training for pictures")
     assert "have 2 threads: CPUs are short" in long_wait(FED, 2, "ray")
     assert "scale.stream=mapped" in long_wait(FED, 2, "ray")

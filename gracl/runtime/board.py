@@ -54,7 +54,7 @@ class Board:
         self._progress = (phase, done, total)
 
     def close_epoch(self, metrics: dict[str, float]) -> None:
-        """Rank 0 says what an epoch has done."""
+        """Ray Train's controller says what an epoch has done that is kept now."""
         self._epochs.append(metrics)
 
     def note(self, words: str) -> None:

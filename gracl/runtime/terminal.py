@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 import ray
+from ray.train import UserCallback
 
 from gracl.relations.collapse import words
+from gracl.runtime.tracking import plain
 from gracl.runtime.waiting import BOARD_S
 
 COLUMNS = (
@@ -85,6 +87,18 @@ class Meter:
         if self._live:
             self._out.write("\r\033[K")
             self._out.flush()
+
+
+class EpochsShown(UserCallback):
+    """Shows an epoch as done once Ray Train's controller has its checkpoint, and not when the ranks have handed it in:
+    what was shown is not learnt again, whoever dies next."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called after the checkpoint was registered."""
+        self._board.close_epoch.remote(plain(metrics[0]))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from gracl.runtime.salvage import is_whole, set_torn_aside
 from gracl.runtime.session import Demand, interruptible, session, unreachable
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
-from gracl.runtime.terminal import watching
+from gracl.runtime.terminal import EpochsShown, watching
 from gracl.runtime.tracking import MlflowCallback, attempt, closing, is_complete, leave_text, mend, tracking_uri
 from gracl.runtime.waiting import answer_of
 from gracl.runtime.worker import Job, Lesson, Source, train_worker
@@ -200,7 +200,7 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="val/mAP" if config.data.query else None
             ),  # the best and, whatever its score, the last
-            callbacks=[MlflowCallback(uri, run_id), MidwayCallback(run.folder), *callbacks],
+            callbacks=[MlflowCallback(uri, run_id), MidwayCallback(run.folder), EpochsShown(board), *callbacks],
         ),
         **streamed(run, board),
     )

@@ -167,7 +167,7 @@ def _train(job: Job) -> None:
         ranks=ranks,
         planner=plan_picks(job.lesson, cameras),
         rate=rate_at(job.lesson),
-        reporter=partial(report_epoch, job.board, ranks.rank, partial(observed, monitor, ranks)),
+        reporter=partial(report_epoch, ranks.rank, partial(observed, monitor, ranks)),
         keeper=partial(keep_midway, job.folder, ranks.rank),
         progress=progress,
         splits=job.splits,
@@ -253,9 +253,7 @@ def started(job: Job) -> TrainState | None:
     return load_run_state(job.start).elsewhere(job.recipe, height=job.source.height, width=job.source.width)
 
 
-def report_epoch(
-    board: Any, rank: int, system: Callable[[], dict[str, float]], report: EpochReport, state: TrainState
-) -> None:
+def report_epoch(rank: int, system: Callable[[], dict[str, float]], report: EpochReport, state: TrainState) -> None:
     """Hands the epoch to Ray Train, which is a barrier: rank 0 brings figures and state, the others come along.
 
     `system` says what the node of the rank did meanwhile; nothing, where another rank of the node says it.
@@ -269,4 +267,3 @@ def report_epoch(
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         news = {**report.metrics(), STEP_LOSSES: list(report.step_losses), SYSTEM: system()}
         ray.train.report(news, checkpoint=checkpoint, checkpoint_dir_name=name)
-    board.close_epoch.remote(report.metrics())

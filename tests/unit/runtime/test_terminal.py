@@ -10,7 +10,7 @@ import ray
 
 from gracl.runtime import terminal
 from gracl.runtime.progress import Progress, say
-from gracl.runtime.terminal import COLUMNS, Meter, clock, epoch_row, in_words, long_wait, table, watching
+from gracl.runtime.terminal import COLUMNS, EpochsShown, Meter, clock, epoch_row, in_words, long_wait, table, watching
 
 EPOCH = {
     "epoch": 3.0,
@@ -234,3 +234,10 @@ def test_a_collapse_is_said_in_words():
     kept = figures | {"cluster/collapsed": 1.0, "cluster/found": 1.0, "cluster/kept_previous": 1.0}
     (text,) = in_words(kept)
     assert text.startswith("the clustering collapsed to 1 clusters; the labels of the epoch before were kept")
+
+
+def test_an_epoch_is_shown_by_ray_trains_controller_without_what_is_for_mlflow_alone():
+    shown = []
+    board = SimpleNamespace(close_epoch=SimpleNamespace(remote=shown.append))
+    EpochsShown(board).after_report(None, [EPOCH | {"step_losses": [1.0], "system": {"a": 1.0}}, {"system": {}}], None)
+    assert shown == [EPOCH]

@@ -44,9 +44,7 @@ class FakeBoard:
     """Notes what is posted; its methods are called as those of an actor."""
 
     def __init__(self, refusal: Exception | None = None) -> None:
-        self.epochs: list[dict[str, float]] = []
         self.refusals: list[Exception] = []
-        self.close_epoch = SimpleNamespace(remote=self.epochs.append)
         self.refuse = SimpleNamespace(remote=self.refusals.append)
         self.refusal = SimpleNamespace(remote=lambda: refusal)
 
@@ -75,34 +73,28 @@ def reports(monkeypatch, tmp_path):
 
 
 def test_rank_0_brings_figures_and_state_and_leaves_nothing_behind(reports, state, tmp_path):
-    board = FakeBoard()
-    report_epoch(board, 0, lambda: BUSY, REPORT, state)
+    report_epoch(0, lambda: BUSY, REPORT, state)
     (told,) = reports
     assert told["metrics"] == {**REPORT.metrics(), "step_losses": [4.0, 2.0], "system": BUSY}
     assert told["name"] == "epoch-0001"
     assert told["state"].history == state.history
     for name, tensor in state.model.items():
         torch.testing.assert_close(told["state"].model[name], tensor, rtol=0, atol=0)
-    assert board.epochs == [REPORT.metrics()]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_ranks_come_along_with_what_their_node_did_alone(reports, state, tmp_path):
-    board = FakeBoard()
-    report_epoch(board, 1, lambda: BUSY, REPORT, state)
+    report_epoch(1, lambda: BUSY, REPORT, state)
     assert reports == [{"metrics": {"system": BUSY}, "name": "epoch-0001", "state": None}]
-    assert board.epochs == []
 
 
-def test_a_report_that_fails_closes_no_epoch_and_leaves_nothing_behind(reports, state, tmp_path, monkeypatch):
+def test_a_report_that_fails_leaves_nothing_behind(reports, state, tmp_path, monkeypatch):
     def fails(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("ray.train.report", fails)
-    board = FakeBoard()
     with pytest.raises(OSError, match="disk full"):
-        report_epoch(board, 0, dict, REPORT, state)
-    assert board.epochs == []
+        report_epoch(0, dict, REPORT, state)
     assert list(tmp_path.iterdir()) == []
 
 

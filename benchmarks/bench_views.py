@@ -2,21 +2,23 @@ r"""From shards to training pictures: images per CPU-second, beside what people 
 
     python pipelines/synthesize.py out=world train_objects=120 test_objects=2 cameras=4 shots=4 height=256 width=128
     python pipelines/ingest.py layout=market1501 raw=world out=shards/w256
-    python -m benchmarks.bench_views out=FILE.json root=shards/w256 height=256 width=128 seconds=8
+    python -m benchmarks.bench_views out=FILE.json root=shards/w256 height=256 width=128 seconds=8 rounds=3
 
 Each way runs in a process of its own and shows the train split again and again, by batches of 64, for at least that
-many seconds: `decode` is the JPEG decoder alone (the limit of anything that decodes each picture), `views` the decoder
-and the altered view of training, `loader` the product's local loader (shards, tickets, dice, threads, batches),
-`kept` the same with decoded pictures on this disk (`scale.keep_pixels`), `stream` the same batches as `loader` by Ray
-Data as a training worker gets them, on a private Ray; `loader_late`, `kept_late` and `stream_late` leave the altering
-to the device (`scale.views_on=device`; what it costs there is not counted, see bench_step), and `dataloader` torch's
-DataLoader with one worker that stays, over the files' bytes in memory, with Pillow and NumPy doing the same views
-(resize, mirror, pad and crop, erase), normalised to floats as the peers do. CPU seconds are those of the process and of
-its children, for the streams also those of Ray's own processes. Plans are of 100 steps.
+many seconds; of `rounds` (1) through all ways the medians are told. `decode` is the JPEG decoder alone (the limit of
+anything that decodes each picture), `views` the decoder and the altered view of training, `loader` the product's local
+loader (shards, tickets, dice, threads, batches), `kept` the same with decoded pictures on this disk
+(`scale.keep_pixels`), `stream` the same batches as `loader` by Ray Data as a training worker gets them, on a private
+Ray; `loader_late`, `kept_late` and `stream_late` leave the altering to the device (`scale.views_on=device`; what it
+costs there is not counted, see bench_step), and `dataloader` torch's DataLoader with one worker that stays, over the
+files' bytes in memory, with Pillow and NumPy doing the same views (resize, mirror, pad and crop, erase), normalised to
+floats as the peers do. CPU seconds are those of the process and of its children, for the streams also those of Ray's
+own processes. Plans are of 100 steps.
 """
 
 import io
 import json
+import statistics
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -182,7 +184,11 @@ def main() -> None:
         print(json.dumps(rate(given["way"], given["root"], *size, float(given["seconds"]))))
         return
     asked = {"root": given["root"], "height": size[0], "width": size[1], "seconds": float(given.get("seconds", 8))}
-    rows = {way: in_a_child("benchmarks.bench_views", way=way, **asked) for way in WAYS}
+    rounds = [
+        {way: in_a_child("benchmarks.bench_views", way=way, **asked) for way in WAYS}
+        for _ in range(int(given.get("rounds", 1)))
+    ]
+    rows = {way: {name: statistics.median(one[way][name] for one in rounds) for name in rounds[0][way]} for way in WAYS}
     for way, row in rows.items():
         print(json.dumps({"way": way} | row), flush=True)
     split = ShardStore.open(given["root"], "train")
@@ -192,7 +198,7 @@ def main() -> None:
         own = row["images_per_cpu_s"]
         print(f"{way:12s}{own:16,.0f}{own / peers:14.2f}{own / alone:10.2f}")
     facts = {"machine": machine(), "size": list(size), "images": len(split), "seconds": asked["seconds"]}
-    Path(given["out"]).write_text(json.dumps(facts | {"ways": rows}, indent=1) + "\n")
+    Path(given["out"]).write_text(json.dumps(facts | {"ways": rows, "rounds": rounds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from gracl.relations.clustering import cluster
 from gracl.relations.jaccard import jaccard_distance, reciprocal_weights
 from gracl.relations.lists import invert
 from gracl.relations.proxies import mine_proxies
+from gracl.retrieval.agreement import agreement
 
 CLUSTERINGS: list[dict[str, Any]] = [
     {"clustering": "dbscan"},

@@ -13,6 +13,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 from torch import Tensor, nn
 
+from gracl.errors import ConfigError, expected
 from gracl.images.batches import MappedBatches
 from gracl.images.plans import identity_plan
 from gracl.images.shards import ShardStore
@@ -159,6 +160,8 @@ def fit(
     Returns:
         The state after the last epoch.
     """
+    if views_on not in ("cpu", "device"):
+        raise ConfigError(expected("views_on of cpu or device", views_on, "correct it"))
     train = stores[splits.train]
     size: dict[str, Any] = {"height": height, "width": width}
     batches = MappedBatches(

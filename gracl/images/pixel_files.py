@@ -8,6 +8,7 @@ picture instead of twice an epoch. What is learnt is the same, bit for bit.
 import os
 import shutil
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -74,15 +75,16 @@ class PixelFile:
         return int(self._there.sum())
 
     @staticmethod
-    def fit(folder: Path, images: int, *, height: int, width: int) -> bool:
-        """Whether so many pictures take at most a tenth of what the folder's disk has free; files of pictures that lie
-        there already are counted as free, so that every process of a node and every later run says the same."""
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        kept = 0
-        for path in folder.glob("*.pixels"):
-            with suppress(FileNotFoundError):  # another process has just made it anew
-                kept += path.stat().st_size
-        return images * height * width * 3 <= (shutil.disk_usage(there).free + kept) / _SHARE
+    def fit(folder: Path, images: Mapping[str, int], *, height: int, width: int) -> bool:
+        """Whether the pictures of some splits (images of each, by the digest of its manifest) take at most a tenth of
+        what the folder's disk has free. Those of them that lie there already are counted as free, so that other
+        processes of the node and later runs say the same."""
+        there, kept = next(place for place in (folder, *folder.parents) if place.exists()), 0
+        for digest in images:
+            for path in folder.glob(f"{digest[:24]}-{height}x{width}-*.pixels"):
+                with suppress(FileNotFoundError):  # another process has just made it anew
+                    kept += path.stat().st_size
+        return sum(images.values()) * height * width * 3 <= (shutil.disk_usage(there).free + kept) / _SHARE
 
     def _make(self, split: str, size: int) -> None:
         folder = self.path.parent

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from gracl.errors import expected
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import encode
 from gracl.types import Batch, FeatureTable
@@ -35,7 +36,13 @@ def encode_with_mirror(
 
 
 def mirrored(batch: Batch) -> Batch:
-    """The batch with left and right exchanged in every picture."""
+    """The batch with left and right exchanged in every picture.
+
+    Raises:
+        ValueError: its pictures are still to be altered, and would be mirrored before that.
+    """
+    if batch.changes is not None:
+        raise ValueError(expected("plain pictures to mirror", "pictures with changes", "scan with eval_view alone"))
     return replace(batch, images=np.ascontiguousarray(batch.images[:, :, ::-1]))
 
 

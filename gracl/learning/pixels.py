@@ -23,7 +23,7 @@ def _sent(rows: Tensor, device: torch.device) -> Tensor:
 def altered(images: UInt8[Tensor, "rows height width 3"], changes: Changes) -> UInt8[Tensor, "rows height width 3"]:
     """What `images/views.py: train_view` makes of the same pictures with the same dice, byte for byte.
 
-    All pictures at once, without asking the device anything, and of one shape whatever was drawn.
+    All pictures at once, without waiting for an answer of the device, and of one shape whatever was drawn.
     """
     _, height, width, _ = images.shape
     device = images.device

@@ -277,7 +277,7 @@ class StoredIndex:
         """The names of all cameras in order, and the number of each row's among them, -1 where unknown: what `allowed`
         is made of. Read once: a question among some cameras reads no row."""
         named = pa.chunked_array([part for rows in self._rows for part in rows["camera"].chunks], pa.string())
-        coded = named.combine_chunks().dictionary_encode()
+        coded = named.dictionary_encode().unify_dictionaries().combine_chunks()
         names = coded.dictionary.to_pylist()
         order = np.argsort(np.array(names, object), kind="stable")
         places = np.empty(len(names) + 1, np.int32)

@@ -74,18 +74,19 @@ def session(demand: Demand) -> Iterator[None]:
 
 
 def unreachable(address: str, seconds: float = 10.0) -> str | None:
-    """Why nobody takes connections at `host:port`, tried for so long; None where somebody does, or for another form of
-    address. Ray itself tries for minutes, with warnings alone.
+    """Why nobody takes connections at `host:port` or `[host]:port`; None where somebody does, or for another form of
+    address (`auto`, `ray://...`), which is left to Ray. It is tried again for so long where it is refused; a host that
+    is silent is waited for once. Ray itself tries for minutes, with warnings alone.
     """
-    form = re.fullmatch(r"\[?([^/\[\]]+?)\]?:(\d{1,5})", address)
+    form = re.fullmatch(r"(?:\[([^/\[\]]+)\]|([^/:\[\]]+)):(\d{1,5})", address)
     if form is None:
         return None
     deadline = time.monotonic() + seconds
     while True:
         try:
-            socket.create_connection((form[1], int(form[2])), timeout=seconds).close()
+            socket.create_connection((form[1] or form[2], int(form[3])), timeout=seconds).close()
             return None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of a name that cannot be one
             if time.monotonic() > deadline or not isinstance(error, ConnectionRefusedError):
                 return str(error)
         time.sleep(0.5)

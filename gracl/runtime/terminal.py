@@ -32,6 +32,7 @@ COLUMNS = (
     ("epoch s", "time/epoch_s", "{:.1f}"),
 )
 LONG_WAIT = 0.1
+_LAST_S = 5.0
 
 
 def epoch_row(metrics: Mapping[str, float]) -> list[str]:
@@ -126,10 +127,12 @@ def watching(
 
 def _watch(board: Any, epochs: int, done: int, feeding: tuple[int, str], out: TextIO, stop: threading.Event) -> None:
     meter, seen, heard, started, waited = Meter(out), 0, 0, time.monotonic(), ""
-    while not stop.wait(0.5):
+    over = False
+    while not over:
+        over = stop.wait(0.5)  # and one more look: the last epoch is shown just before the end
         try:
             asked = [board.look.remote(seen), board.notes.remote(heard)]
-            ((phase, count, total), news), asides = ray.get(asked, timeout=BOARD_S)
+            ((phase, count, total), news), asides = ray.get(asked, timeout=_LAST_S if over else BOARD_S)
         except ray.exceptions.GetTimeoutError:
             continue  # a machine that swaps: nothing to show now
         except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError):
@@ -147,7 +150,8 @@ def _watch(board: Any, epochs: int, done: int, feeding: tuple[int, str], out: Te
                 waited = long_wait(metrics, *feeding)
                 notes += [waited] if waited else []
             out.write("".join(f"note: epoch {metrics['epoch']:.0f}: {text}\n" for text in notes))
-        meter.show(f"epoch {min(done + seen + 1, epochs)}/{epochs}", phase, count, total)
+        if not over:
+            meter.show(f"epoch {min(done + seen + 1, epochs)}/{epochs}", phase, count, total)
     meter.clear()
 
 

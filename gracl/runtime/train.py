@@ -13,7 +13,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 
 from gracl.config import TrainConfig
-from gracl.errors import TrainingFailed, WaitedTooLong, expected
+from gracl.errors import ConfigError, TrainingFailed, WaitedTooLong, expected
 from gracl.idle import idle
 from gracl.images import storage
 from gracl.images.shards import ShardStore
@@ -90,22 +90,24 @@ def pixels_of(run: Run) -> int:
 
 
 class ControllerLost(TrainingFailed):
-    """Ray Train's controller died, which Ray begins again by itself as little as a driver."""
+    """Ray Train's controller died or does not answer; Ray begins it again by itself as little as a driver."""
 
 
 def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
     """Learns; where the controller dies, once more from what is kept, as often as a lost group of ranks.
 
-    Each time with a connection to Ray of its own: what the dead controller had (ranks, a placement group) ends with
-    the one before, as it does when the same command is typed again.
+    Each time with a connection to Ray of its own: what the lost controller had (ranks, a placement group, the
+    controller itself where it only did not answer) ends with the one before, as it does when the same command is typed
+    again after a driver was killed.
 
     Raises:
         TrainingFailed: the cluster that it joined is gone, or the controller died too often.
     """
-    lost, limit, ours = 0, run.config.scale.max_failures, not ray.is_initialized()
+    lost, limit, ours, place = 0, run.config.scale.max_failures, not ray.is_initialized(), ""
     while True:
         try:
             with session(demand(run.config)):
+                place = place or (ray.get_runtime_context().gcs_address if os.environ.get("RAY_ADDRESS") else "")
                 run = register(run, uri)
                 say(f"run {run.name} in {run.folder}; Ctrl-C stops it, name={run.name} resumes it")
                 if run.config.scale.keep_pixels is True:
@@ -114,10 +116,10 @@ def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
                 with closing(uri, run.record["mlflow_run_id"]):
                     learn(run, uri, callbacks)
             return run
-        except (ControllerLost, ray.exceptions.RayError) as error:
-            address = os.environ.get("RAY_ADDRESS", "")
-            if ours and (why := unreachable(address)):
-                what, do = f"the Ray cluster at {address} to stay", "start it again, or name another in RAY_ADDRESS"
+        except (TrainingFailed, ConfigError, ConnectionError, ray.exceptions.RayError) as error:
+            # Whatever it looks like from here: where the cluster's head is gone, that is what the user must hear.
+            if ours and place and (why := unreachable(place)):
+                what, do = f"the Ray cluster at {place} to stay", "start it again, or name another in RAY_ADDRESS"
                 raise TrainingFailed(expected(what, why, f"{do}, and resume with name={run.name}")) from error
             if not isinstance(error, ControllerLost):
                 raise
@@ -364,7 +366,7 @@ def fit_or_explain(trainer: TorchTrainer, board: Any, run: Run) -> None:
     except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:
         died = str(error).partition("\n")[0]
         raise ControllerLost(
-            expected("a controller of Ray Train that lives", died, f"resume with name={run.name}")
+            expected("a controller of Ray Train that answers", died, f"resume with name={run.name}")
         ) from error
     refusal = refusal_on(board)
     if refusal is not None:

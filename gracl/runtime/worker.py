@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -65,8 +65,8 @@ class Source:
     views: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     decode_threads: int = 2
-    keep_pixels: bool | str = False
-    views_on: str = "cpu"
+    keep_pixels: bool | Literal["auto"] = False
+    views_on: Literal["cpu", "device"] = "cpu"
 
 
 @dataclass(frozen=True)
@@ -211,17 +211,7 @@ def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float
     if source.views_on == "device":
         common["drawer"] = partial(draw_change, **size, **source.views)
     if source.keep_pixels:
-        folder, images = Path(source.cache or default_cache()).expanduser().absolute(), sum(source.sizes.values())
-        keeps = source.keep_pixels is True or PixelFile.fit(folder, images, **size)
-        if source.keep_pixels == "auto" and ranks.rank == 0:
-            gigabytes = images * source.height * source.width * 3 / 1e9
-            words = "keeps decoded pictures" if keeps else "keeps no decoded pictures, for want of ten times the room"
-            board.note.remote(f"the first worker's node {words}: {gigabytes:.1f} GB in {folder}")
-        if keeps:
-            common["made"] = {
-                split: PixelFile(folder, digest, source.sizes[split], **size)
-                for split, digest in source.digests.items()
-            }
+        common["made"] = kept_pixels(source, board.note.remote if ranks.rank == 0 else lambda words: None)
     if source.stream == "mapped":
         stores = {
             split: open_store(source.root, split, cache=source.cache, digest=digest)
@@ -230,6 +220,35 @@ def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float
         return MappedBatches(stores, **common)
     stream = ray.train.get_dataset_shard(STREAM)
     return StreamBatches(stream, board, sizes=source.sizes, barrier=ranks.barrier, wait_s=wait_s, **common)
+
+
+def kept_pixels(source: Source, note: Callable[[str], object]) -> dict[str, PixelFile]:
+    """The decoded pictures of each split that this node keeps; with "auto" none where they would take too much of its
+    disk, or cannot be kept, and it is said which.
+
+    Raises:
+        StorageError: with True they cannot be kept.
+    """
+    folder = Path(source.cache or default_cache()).expanduser().absolute()
+    height, width = source.height, source.width
+    images = {digest: source.sizes[split] for split, digest in source.digests.items()}
+    gigabytes = f"{sum(images.values()) * height * width * 3 / 1e9:.1f} GB in {folder}"
+    if source.keep_pixels == "auto" and not PixelFile.fit(folder, images, height=height, width=width):
+        note(f"the first worker's node keeps no decoded pictures: {gigabytes} would be more than a tenth of its room")
+        return {}
+    try:
+        kept = {
+            split: PixelFile(folder, digest, source.sizes[split], height=height, width=width)
+            for split, digest in source.digests.items()
+        }
+    except StorageError as error:
+        if source.keep_pixels is True:
+            raise
+        note(f"the first worker's node keeps no decoded pictures: {error}")
+        return {}
+    if source.keep_pixels == "auto":
+        note(f"the first worker's node keeps decoded pictures: {gigabytes}")
+    return kept
 
 
 def resumed() -> TrainState | None:

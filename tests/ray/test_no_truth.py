@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.local_twin import learn
+from gracl.checksums import sha256_of
 from gracl.images.manifests import read_manifest
 from gracl.images.shards import ShardStore
 from gracl.learning.checkpoint import load_state

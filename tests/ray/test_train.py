@@ -18,9 +18,9 @@ from tests.toy import toy_config
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-# All that may join the two terms, and all that reads cameras.
 # Views made where the network is: held against a twin whose threads make them.
 LATE = {"scale__views_on": "device", "views__jitter": 0.2}
+# All that may join the two terms, and all that reads cameras.
 EXTRAS = {
     "camera_balanced": True,
     "relations__centre": "camera",

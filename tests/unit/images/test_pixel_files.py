@@ -58,13 +58,14 @@ def test_scans_and_picks_are_the_same_and_each_picture_is_made_once(store, kept,
 def test_pictures_fit_where_there_is_ten_times_the_room_with_what_is_kept_there(tmp_path, monkeypatch):
     """A hundred pictures of 2,400 bytes: 240,000."""
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2_400_000 if place.exists() else 0))
-    folder = tmp_path / "not" / "there"
-    assert PixelFile.fit(folder, 100, **SIZE)
-    assert not PixelFile.fit(folder, 101, **SIZE)
+    folder, one, other = tmp_path / "not" / "there", "a" * 64, "b" * 64
+    assert PixelFile.fit(folder, {one: 60, other: 40}, **SIZE)
+    assert not PixelFile.fit(folder, {one: 60, other: 41}, **SIZE)
     folder.mkdir(parents=True)
-    (folder / "any.pixels").write_bytes(bytes(24_000))
-    assert PixelFile.fit(folder, 101, **SIZE)
-    assert not PixelFile.fit(folder, 102, **SIZE)
+    (folder / f"{one[:24]}-40x20-x-y.pixels").write_bytes(bytes(24_000))
+    (folder / f"{'c' * 24}-40x20-x-y.pixels").write_bytes(bytes(24_000))  # of another data set: not free
+    assert PixelFile.fit(folder, {one: 60, other: 41}, **SIZE)
+    assert not PixelFile.fit(folder, {one: 60, other: 42}, **SIZE)
 
 
 def test_another_process_finds_what_is_there(store, kept, tmp_path):

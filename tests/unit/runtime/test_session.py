@@ -124,14 +124,27 @@ def test_somebody_who_listens_is_reachable_and_nobody_is_not(address):
     assert "refused" in unreachable(place, seconds=0.1)
 
 
-@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1", "127.0.0.1", ""])
+@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1", "127.0.0.1", "fe80::1", ""])
 def test_other_forms_of_address_are_left_to_ray(address):
     assert unreachable(address) is None
+
+
+def test_an_address_of_six_stands_in_brackets(environment):
+    asked = []
+
+    def refuses(place, timeout):
+        asked.append(place)
+        raise TimeoutError("timed out")
+
+    environment.setattr(socket, "create_connection", refuses)
+    assert unreachable("[::1]:6379") == "timed out"
+    assert asked == [("::1", 6379)]
 
 
 def test_a_name_that_is_none_is_not_tried_again():
     begun = time.monotonic()
     assert unreachable("no-such-host.invalid:6379", seconds=60.0)
+    assert unreachable("a..b:6379", seconds=60.0)
     assert time.monotonic() - begun < 30
 
 

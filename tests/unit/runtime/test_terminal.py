@@ -193,6 +193,24 @@ def test_watching_passes_on_once_what_a_rank_has_to_say(monkeypatch):
     assert [line for line in lines if line.startswith("note")] == ["note: goes on", "note: after step 7"]
 
 
+def test_an_epoch_that_comes_just_before_the_end_is_shown(monkeypatch):
+    """Whoever is looked at has nothing new until the block has ended."""
+    late, out, states = {**EPOCH, "epoch": 10.0}, Paper(), [(("train", 8, 8), [])]
+    board = FakeBoard(states)
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
+    with watching(board, epochs=10, done=9, threads=2, stream="ray", out=out):
+        assert wait_for(lambda: board.asked)
+        states[:] = [(("train", 8, 8), [late])]
+    assert out.getvalue().count("epoch 10/10: loss") == 1
+
+
+def wait_for(there) -> bool:
+    deadline = time.monotonic() + 20
+    while not there() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return bool(there())
+
+
 def test_watching_ends_quietly_when_the_board_is_gone(monkeypatch):
     lost, before = ray.exceptions.RayActorError(), threading.active_count()
     board, lines = watch(monkeypatch, [(("scan", 0, 8), []), lost], done=0, asks=2)

@@ -18,7 +18,17 @@ from gracl.learning.encoder import build_encoder
 from gracl.runtime import worker
 from gracl.runtime.ranks import TorchRanks
 from gracl.runtime.train import describe_lesson
-from gracl.runtime.worker import Source, build, open_batches, plan_picks, rate_at, report_epoch, resumed, train_worker
+from gracl.runtime.worker import (
+    Source,
+    build,
+    kept_pixels,
+    open_batches,
+    plan_picks,
+    rate_at,
+    report_epoch,
+    resumed,
+    train_worker,
+)
 from gracl.types import EpochReport
 from tests.toy import toy_config
 
@@ -211,3 +221,36 @@ def test_the_rate_warms_up_and_decays():
     rate = rate_at(describe_lesson(config))
     assert rate(0) < rate(2) == pytest.approx(0.1)
     assert rate(5) == pytest.approx(0.05)
+
+
+def keeping(tmp_path, cache, how):
+    sizes, digests = {"train": 20, "query": 5}, {"train": "a" * 64, "query": "b" * 64}
+    source = Source("root", str(cache), sizes, digests, "train", 32, 16, 8, keep_pixels=how)
+    said: list[str] = []
+    return said, lambda: kept_pixels(source, said.append)
+
+
+def test_pictures_are_kept_where_there_is_room_and_that_is_said(tmp_path):
+    said, made = keeping(tmp_path, tmp_path / "cache", "auto")
+    assert sorted(made()) == ["query", "train"]
+    assert said == [f"the first worker's node keeps decoded pictures: 0.0 GB in {tmp_path / 'cache'}"]
+    said, made = keeping(tmp_path, tmp_path / "cache", True)
+    assert sorted(made()) == ["query", "train"]
+    assert said == []
+
+
+def test_where_there_is_no_room_none_are_kept_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=25 * 32 * 16 * 3 * 10 - 1))
+    said, made = keeping(tmp_path, tmp_path / "cache", "auto")
+    assert made() == {}
+    assert "more than a tenth" in said[0]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_where_they_cannot_be_kept_auto_does_without_and_true_is_refused(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    said, made = keeping(tmp_path, tmp_path / "file" / "cache", "auto")
+    assert made() == {}
+    assert "keeps no decoded pictures: expected" in said[0]
+    with pytest.raises(StorageError, match="decoded pictures"):
+        keeping(tmp_path, tmp_path / "file" / "cache", True)[1]()

@@ -119,7 +119,9 @@ def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
         except (TrainingFailed, ConfigError, ConnectionError, ray.exceptions.RayError) as error:
             # Whatever it looks like from here: where the cluster's head is gone, that is what the user must hear.
             if ours and place and (why := unreachable(place)):
-                what, do = f"the Ray cluster at {place} to stay", "start it again, or name another in RAY_ADDRESS"
+                given = os.environ.get("RAY_ADDRESS", "")  # as it was said; Ray knows loopback by another number
+                named = place if given == "auto" or "://" in given else given
+                what, do = f"the Ray cluster at {named} to stay", "start it again, or name another in RAY_ADDRESS"
                 raise TrainingFailed(expected(what, why, f"{do}, and resume with name={run.name}")) from error
             if not isinstance(error, ControllerLost):
                 raise

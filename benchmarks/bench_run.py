@@ -75,7 +75,8 @@ def run(environment: Mapping[str, str], settings: Sequence[str], peaks: Peaks | 
     out = driver.process.communicate()[0]
     if driver.process.returncode:
         raise RuntimeError(f"ended with {driver.process.returncode}:\n{driver.text[-4000:]}")
-    first = load_state(json.loads(out.splitlines()[-1])["checkpoint"]).history[0]
+    history = load_state(json.loads(out.splitlines()[-1])["checkpoint"]).history
+    first = history[0]
     before = min(when for epoch, when in driver.epochs if epoch == 1) - begun - first["time/epoch_s"]
     within = {phase: first[f"time/{phase}_s"] for phase in ("scan", "relate", "plan")}
     within["train_first"] = first["time/train_first_s"]
@@ -83,13 +84,9 @@ def run(environment: Mapping[str, str], settings: Sequence[str], peaks: Peaks | 
         "until_the_first_epoch_s": round(before, 1),
         **{f"{phase}_s": round(seconds, 2) for phase, seconds in within.items()},
         "until_the_first_batch_s": round(before + sum(within.values()), 1),
-        "epochs_s": round(sum(row["time/epoch_s"] for row in load_state(_kept(out)).history), 1),
+        "epochs_s": round(sum(row["time/epoch_s"] for row in history), 1),
         "in_all_s": round(ended, 1),
     }
-
-
-def _kept(out: str) -> str:
-    return str(json.loads(out.splitlines()[-1])["checkpoint"])
 
 
 def _note(peaks: Peaks, driver: Driver) -> None:

@@ -25,15 +25,15 @@ from benchmarks.bench_epoch import machine
 from gracl.cli import load_config
 from gracl.config import TrainConfig
 from gracl.images.plans import identity_plan
-from gracl.images.views import draw_change
+from gracl.images.views import draw_augmentation
 from gracl.learning.fit import autocast, encode, train_epoch
-from gracl.learning.pixels import altered, normalise
+from gracl.learning.pixels import augmented, normalise
 from gracl.local import OneRank
 from gracl.randomness import rng
 from gracl.relations.proxies import mine_proxies
 from gracl.runtime.train import describe_lesson
 from gracl.runtime.worker import build
-from gracl.types import Assignment, Batch, Changes
+from gracl.types import Assignment, Augmentations, Batch
 
 IMAGES, CLUSTERS = 12800, 640
 
@@ -108,13 +108,13 @@ def variant(config: TrainConfig, seconds: float) -> dict[str, float]:
                 encoder(there_scanned)
         return steps * config.scan_batch
 
-    drawn = [draw_change(draw, height=size[0], width=size[1]) for _ in range(batch)]
-    changes = Changes(np.array([one[:7] for one in drawn], np.int64), np.array([one[7:] for one in drawn], np.float64))
+    drawn = [draw_augmentation(draw, height=size[0], width=size[1]) for _ in range(batch)]
+    augmentations = Augmentations.of(drawn)
     plain = torch.from_numpy(pictures).to(device)
 
     def altering(steps: int) -> int:
         for _ in range(steps):
-            altered(plain, changes)
+            augmented(plain, augmentations)
         return steps * batch
 
     ways = {"train": train, "bare": bare, "scan": scan, "bare_scan": bare_scan, "altering": altering}

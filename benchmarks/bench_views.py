@@ -40,7 +40,7 @@ from gracl.images.decoding import decode
 from gracl.images.pixel_files import PixelFile
 from gracl.images.plans import identity_plan
 from gracl.images.shards import ShardStore
-from gracl.images.views import draw_change, eval_view, train_view
+from gracl.images.views import draw_augmentation, eval_view, train_view
 from gracl.learning.fit import Batches
 from gracl.randomness import rng
 from gracl.runtime.board import open_board
@@ -86,7 +86,7 @@ class Peers(torch.utils.data.Dataset[torch.Tensor]):
 def common(way: str, size: dict[str, int]) -> dict[str, Any]:
     """What loader and stream are told alike."""
     views: dict[str, Any] = {"eval_view": partial(eval_view, **size), "train_view": partial(train_view, **size)}
-    late = {"drawer": partial(draw_change, **size)} if way.endswith("_late") else {}
+    late = {"drawer": partial(draw_augmentation, **size)} if way.endswith("_late") else {}
     return {"train": "train", **views, **late, **size, "threads": 1}
 
 

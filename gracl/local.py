@@ -18,7 +18,7 @@ from gracl.images.batches import MappedBatches
 from gracl.images.plans import identity_plan
 from gracl.images.shards import ShardStore
 from gracl.images.storage import write_bytes
-from gracl.images.views import draw_change, eval_view, train_view
+from gracl.images.views import draw_augmentation, eval_view, train_view
 from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import Progress, Relator, Reporter, Splits
@@ -173,7 +173,7 @@ def fit(
         scan_batch=scan_batch,
         seed=seed,
         threads=decode_threads,
-        drawer=partial(draw_change, **size, **(views or {})) if views_on == "device" else None,
+        drawer=partial(draw_augmentation, **size, **(views or {})) if views_on == "device" else None,
     )
     cameras, study = train.camera_ids(), Study(folder, write_bytes)
     options.setdefault("fall_back", (relations or {}).get("on_collapse") == "keep_previous")

@@ -4,7 +4,7 @@ Letters in shapes: N images of a split, D feature size, B batch, C clusters, T t
 queries. An image is known everywhere by its **index**: its row in its split, fixed at ingest.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Changes:
+class Augmentations:
     """What is still to be done to each picture of a batch, drawn but not done: `images/views.py` draws it,
     `learning/pixels.py` does it where the network runs.
 
@@ -86,17 +86,23 @@ class Changes:
     light: Float64[ndarray, "rows 2"]
 
     @staticmethod
-    def none(rows: int) -> "Changes":
-        """Changes that leave so many pictures as they are."""
-        return Changes(np.zeros((rows, 7), np.int64), np.ones((rows, 2)))
+    def of(drawn: Sequence[Sequence[int | float]]) -> "Augmentations":
+        """Those of a batch from what was drawn for each of its pictures: the numbers of `moves`, then of `light`."""
+        numbers = np.array(drawn, np.float64).reshape(-1, 9)
+        return Augmentations(numbers[:, :7].astype(np.int64), numbers[:, 7:])
+
+    @staticmethod
+    def none(rows: int) -> "Augmentations":
+        """Those that leave so many pictures as they are."""
+        return Augmentations(np.zeros((rows, 7), np.int64), np.ones((rows, 2)))
 
 
 @dataclass(frozen=True)
 class Batch:
     """One rank's part of one ticket: pictures and their indices, and never a label.
 
-    `decoding_s` is the CPU time that making the pictures took, of all threads together. With `changes` the pictures are
-    plain, and these make them what is learnt from.
+    `decoding_s` is the CPU time that making the pictures took, of all threads together. With `augmentations`
+    the pictures are plain, and these make them what is learnt from.
     """
 
     ticket: int
@@ -104,7 +110,7 @@ class Batch:
     indices: Int64[ndarray, "rows"]
     images: UInt8[ndarray, "rows height width 3"]
     decoding_s: float = 0.0
-    changes: Changes | None = None
+    augmentations: Augmentations | None = None
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from numpy import ndarray
 
 from gracl.errors import ImageError, StreamError, expected
 from gracl.randomness import rng
-from gracl.types import EMPTY, Batch, Changes, Plan
+from gracl.types import EMPTY, Augmentations, Batch, Plan
 
 Encoded = bytes | memoryview
 Picture = UInt8[ndarray, "height width 3"]
 View = Callable[[Encoded | Picture, np.random.Generator | None, Picture | None, Picture | None], Picture]
 Made = Callable[[int, Encoded], Encoded | Picture]
 OnBad = Callable[[int, ImageError], object]
-Drawer = Callable[[np.random.Generator], Sequence[float]]
+Drawer = Callable[[np.random.Generator], Sequence[int | float]]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def load(
             None: the error is raised.
         made: what stands for the bytes of the image with that index: its picture, made before (`PixelFile`).
         drawer: is given the dice instead of the view, and says what is to be done to a picture on the device: batches
-            have `changes` then. A picture that is black for being bad stays so.
+            have `augmentations` then. A picture that is black for being bad stays so.
 
     Raises:
         ImageError: while iterating; says which image of which ticket could not be read.
@@ -173,10 +173,9 @@ def _begin(
 ) -> tuple[Batch, list[Future[float]]]:
     """Makes the batch's empty pictures and sets the threads to fill them, a run of rows each."""
     columns = np.flatnonzero(ticket.indices != EMPTY)
-    changes = Changes.none(len(columns)) if way.drawer else None
-    batch = Batch(
-        ticket.ticket, ticket.epoch, ticket.indices[columns], np.empty((len(columns), *size, 3), np.uint8), 0.0, changes
-    )
+    images = np.empty((len(columns), *size, 3), np.uint8)
+    drawn = Augmentations.none(len(columns)) if way.drawer else None
+    batch = Batch(ticket.ticket, ticket.epoch, ticket.indices[columns], images, augmentations=drawn)
     cuts = np.linspace(0, len(columns), min(threads, len(columns)) + 1).astype(int).tolist()
     jobs = [
         pool.submit(_fill, batch, range(start, stop), columns, ticket, way)
@@ -210,9 +209,9 @@ def _fill(
                 room[...] = 0
                 continue
             raise ImageError(f"image {index} (ticket {ticket.ticket} of epoch {ticket.epoch}): {error}") from error
-        if way.drawer and batch.changes and dice:
+        if way.drawer and batch.augmentations and dice:
             drawn = way.drawer(dice)
-            batch.changes.moves[row], batch.changes.light[row] = drawn[:7], drawn[7:]
+            batch.augmentations.moves[row], batch.augmentations.light[row] = drawn[:7], drawn[7:]
         if picture is room:
             continue
         if picture.shape != room.shape:  # NumPy would stretch some wrong shapes without a word

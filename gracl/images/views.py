@@ -67,30 +67,30 @@ def train_view(
         scratch: memory of the same size, and no part of `room`, that the decoder may use on the way.
         height: rows of the result.
         width: columns of the result.
-        flip, pad, erase, jitter: as `draw_change` has them.
+        flip, pad, erase, jitter: as `draw_augmentation` has them.
 
     Raises:
         ImageError: unreadable bytes.
         ValueError: no dice, or a shift that could lose the whole picture.
     """
-    change = draw_change(dice, height=height, width=width, flip=flip, pad=pad, erase=erase, jitter=jitter)
+    drawn = draw_augmentation(dice, height=height, width=width, flip=flip, pad=pad, erase=erase, jitter=jitter)
     if isinstance(image, ndarray) and image.shape == (height, width, 3):
         picture = image
     else:
         picture = eval_view(image, None, scratch, height=height, width=width)
     if jitter:
-        picture = _relight(picture, change)
+        picture = _relight(picture, drawn)
     canvas = np.empty(picture.shape, np.uint8) if room is None or room.shape != picture.shape else room
-    _shift(picture, change, onto=canvas)
-    if change.rows:
-        box = canvas[change.top : change.top + change.rows, change.left : change.left + change.columns]
+    _shift(picture, drawn, onto=canvas)
+    if drawn.rows:
+        box = canvas[drawn.top : drawn.top + drawn.rows, drawn.left : drawn.left + drawn.columns]
         for colour, level in enumerate(MEAN_COLOUR):  # faster than a pixel of three again and again
             box[..., colour] = level
     return canvas
 
 
-class Change(NamedTuple):
-    """What a training view does to one picture, see `Changes`."""
+class Augmentation(NamedTuple):
+    """What a training view does to one picture, see `Augmentations`."""
 
     mirrored: bool
     down: int
@@ -103,7 +103,7 @@ class Change(NamedTuple):
     contrast: float
 
 
-def draw_change(
+def draw_augmentation(
     dice: np.random.Generator | None,
     *,
     height: int = 256,
@@ -112,8 +112,8 @@ def draw_change(
     pad: int = 10,
     erase: float = 0.5,
     jitter: float = 0.0,
-) -> Change:
-    """All that is drawn for one picture of training, whoever does it: `train_view`, or the device (`Changes`).
+) -> Augmentation:
+    """All that is drawn for one picture of training, whoever does it: `train_view`, or the device (`Augmentations`).
 
     Args:
         dice: draws everything.
@@ -135,7 +135,7 @@ def draw_change(
     light = dice.uniform(1 - jitter, 1 + jitter, 2).tolist() if jitter else (1.0, 1.0)
     down, right = dice.integers(-pad, pad + 1, 2).tolist()
     box = _draw_box(dice, height, width) if dice.random() < erase else (0, 0, 0, 0)
-    return Change(mirrored, down, right, *box, *light)
+    return Augmentation(mirrored, down, right, *box, *light)
 
 
 def _copied(
@@ -149,24 +149,24 @@ def _copied(
     return room
 
 
-def _relight(picture: UInt8[ndarray, "height width 3"], change: Change) -> UInt8[ndarray, "height width 3"]:
+def _relight(picture: UInt8[ndarray, "height width 3"], augmentation: Augmentation) -> UInt8[ndarray, "height width 3"]:
     grey = float(picture.mean())
-    levels = ((np.arange(256) - grey) * change.contrast + grey) * change.brightness
+    levels = ((np.arange(256) - grey) * augmentation.contrast + grey) * augmentation.brightness
     relit: ndarray = np.clip(np.rint(levels), 0, 255).astype(np.uint8)[picture]
     return relit
 
 
 def _shift(
-    picture: UInt8[ndarray, "height width 3"], change: Change, *, onto: UInt8[ndarray, "height width 3"]
+    picture: UInt8[ndarray, "height width 3"], augmentation: Augmentation, *, onto: UInt8[ndarray, "height width 3"]
 ) -> None:
     """Draws the picture, mirrored or not, moved a little, and black where it leaves the canvas."""
     height, width, _ = picture.shape
-    down, right = change.down, change.right
+    down, right = augmentation.down, augmentation.right
     top, bottom, left, end = max(down, 0), height + min(down, 0), max(right, 0), width + min(right, 0)
     onto[:top], onto[bottom:], onto[top:bottom, :left], onto[top:bottom, end:] = 0, 0, 0, 0
     seen = onto[top:bottom, left:end]
     rows, columns = slice(max(-down, 0), height - max(down, 0)), slice(max(-right, 0), width - max(right, 0))
-    if change.mirrored:
+    if augmentation.mirrored:
         for colour in range(3):  # NumPy turns single bytes around four times as fast as pixels of three
             seen[..., colour] = picture[:, ::-1, colour][rows, columns]
     else:

@@ -39,10 +39,10 @@ def mirrored(batch: Batch) -> Batch:
     """The batch with left and right exchanged in every picture.
 
     Raises:
-        ValueError: its pictures are still to be altered, and would be mirrored before that.
+        ValueError: its pictures are still to be augmented, and would be mirrored before that.
     """
-    if batch.changes is not None:
-        raise ValueError(expected("plain pictures to mirror", "pictures with changes", "scan with eval_view alone"))
+    if batch.augmentations is not None:
+        raise ValueError(expected("plain pictures to mirror", "augmentations beside them", "scan with eval_view alone"))
     return replace(batch, images=np.ascontiguousarray(batch.images[:, :, ::-1]))
 
 

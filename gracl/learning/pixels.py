@@ -4,15 +4,15 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from gracl.types import IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOUR, Batch, Changes
+from gracl.types import IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOUR, Augmentations, Batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Float[Tensor, "rows 3 height width"]:
-    """Pixels travel as bytes and become numbers on the device: a quarter of the traffic. Changes that were only drawn
-    are made there."""
+    """Pixels travel as bytes and become numbers on the device: a quarter of the traffic. Augmentations that were
+    only drawn are made there."""
     images = _sent(torch.from_numpy(batch.images), device)
-    if batch.changes:
-        images = altered(images, batch.changes)
+    if batch.augmentations:
+        images = augmented(images, batch.augmentations)
     return normalise(images)
 
 
@@ -20,17 +20,19 @@ def _sent(rows: Tensor, device: torch.device) -> Tensor:
     return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
 
 
-def altered(images: UInt8[Tensor, "rows height width 3"], changes: Changes) -> UInt8[Tensor, "rows height width 3"]:
+def augmented(
+    images: UInt8[Tensor, "rows height width 3"], augmentations: Augmentations
+) -> UInt8[Tensor, "rows height width 3"]:
     """What `images/views.py: train_view` makes of the same pictures with the same dice, byte for byte.
 
     All pictures at once, without waiting for an answer of the device, and of one shape whatever was drawn.
     """
     _, height, width, _ = images.shape
     device = images.device
-    moves = _sent(torch.from_numpy(changes.moves), device).T[..., None]
+    moves = _sent(torch.from_numpy(augmentations.moves), device).T[..., None]
     mirrored, down, right, top, left, rows, columns = moves
-    if (changes.light != 1).any():
-        images = _relit(images, _sent(torch.from_numpy(changes.light), device))
+    if (augmentations.light != 1).any():
+        images = _relit(images, _sent(torch.from_numpy(augmentations.light), device))
     down_from, right_from = torch.arange(height, device=device), torch.arange(width, device=device)
     y, x = down_from - down, right_from - right
     there = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]

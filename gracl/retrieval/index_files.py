@@ -169,14 +169,15 @@ def read_facts(path: Path) -> Facts:
     return facts
 
 
-def mapped(place: Path, segment: Segment, facts: Facts) -> Feature[ndarray, "rows dim"]:
-    """The embeddings of a segment, mapped into memory.
+def mapped(place: Path, segment: Segment, facts: Facts, *, compared: bool) -> Feature[ndarray, "rows dim"]:
+    """The embeddings of a segment, mapped into memory; with `compared` their checksum is looked at.
 
     Raises:
         StoredIndexError: missing, torn, or others.
     """
     path = place / _features_name(segment.number)
-    _compare(f"the embeddings {path}", path, segment.features_sha256)
+    if compared:
+        _compare(f"the embeddings {path}", path, segment.features_sha256)
     try:
         features = np.lib.format.open_memmap(path, "r")
     except (OSError, ValueError, EOFError) as error:
@@ -187,14 +188,15 @@ def mapped(place: Path, segment: Segment, facts: Facts) -> Feature[ndarray, "row
     return features
 
 
-def rows_of(place: Path, segment: Segment) -> pa.Table:
-    """Whom they belong to.
+def rows_of(place: Path, segment: Segment, *, compared: bool) -> pa.Table:
+    """Whom they belong to; with `compared` their checksum is looked at.
 
     Raises:
         StoredIndexError: missing, torn, or others.
     """
     path = place / _rows_name(segment.number)
-    _compare(f"the rows {path}", path, segment.rows_sha256)
+    if compared:
+        _compare(f"the rows {path}", path, segment.rows_sha256)
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowException) as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int32, Int64
 from numpy import ndarray
 
@@ -35,7 +36,7 @@ from gracl.retrieval.index_files import (
     write_facts,
 )
 from gracl.similarity import top_k
-from gracl.types import EMPTY, Feature
+from gracl.types import EMPTY, UNKNOWN, Feature
 
 RECALL_AT, RECALL_ROWS = 10, 200
 # Where nobody says how much a question looks at, it is as much as finds so many of the true nearest, if any may.
@@ -175,8 +176,9 @@ class StoredIndex:
     def __init__(self, folder: str | Path, *, made: tuple[Facts, Engine] | None = None) -> None:
         self.folder = Path(folder)
         self.facts = facts = made[0] if made else read_facts(self.folder / INDEX)
-        self._features = [mapped(self.folder, segment, facts) for segment in facts.segments]
-        self._rows = [rows_of(self.folder, segment) for segment in facts.segments]
+        compared = made is None  # what is just being made was looked at when it was opened, or written by us
+        self._features = [mapped(self.folder, segment, facts, compared=compared) for segment in facts.segments]
+        self._rows = [rows_of(self.folder, segment, compared=compared) for segment in facts.segments]
         self._firsts = np.cumsum([0, *(segment.rows for segment in facts.segments)])
         if made:
             self.engine = made[1]
@@ -277,12 +279,9 @@ class StoredIndex:
         """The names of all cameras in order, and the number of each row's among them, -1 where unknown: what `allowed`
         is made of. Read once: a question among some cameras reads no row."""
         named = pa.chunked_array([part for rows in self._rows for part in rows["camera"].chunks], pa.string())
-        coded = named.dictionary_encode().unify_dictionaries().combine_chunks()
-        names = coded.dictionary.to_pylist()
-        order = np.argsort(np.array(names, object), kind="stable")
-        places = np.empty(len(names) + 1, np.int32)
-        places[order], places[-1] = np.arange(len(names)), -1
-        return [names[number] for number in order], places[coded.indices.fill_null(len(names)).to_numpy()]
+        names = sorted(named.unique().drop_null().to_pylist())
+        numbers = pc.index_in(named, value_set=pa.array(names, pa.string())).fill_null(UNKNOWN)
+        return names, numbers.to_numpy()
 
     def digests(self) -> dict[str, str]:
         """The digest of each source: what lies there must have it, for its pictures to be those of the rows."""

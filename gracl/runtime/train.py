@@ -103,11 +103,11 @@ def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
     Raises:
         TrainingFailed: the cluster that it joined is gone, or the controller died too often.
     """
-    lost, limit, ours, place = 0, run.config.scale.max_failures, not ray.is_initialized(), ""
+    lost, limit, ours, head = 0, run.config.scale.max_failures, not ray.is_initialized(), ""
     while True:
         try:
             with session(demand(run.config)):
-                place = place or (ray.get_runtime_context().gcs_address if os.environ.get("RAY_ADDRESS") else "")
+                head = ray.get_runtime_context().gcs_address if os.environ.get("RAY_ADDRESS") else ""
                 run = register(run, uri)
                 say(f"run {run.name} in {run.folder}; Ctrl-C stops it, name={run.name} resumes it")
                 if run.config.scale.keep_pixels is True:
@@ -118,9 +118,9 @@ def learn_on(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> Run:
             return run
         except (TrainingFailed, ConfigError, ConnectionError, ray.exceptions.RayError) as error:
             # Whatever it looks like from here: where the cluster's head is gone, that is what the user must hear.
-            if ours and place and (why := unreachable(place)):
+            if ours and head and (why := unreachable(head)):
                 given = os.environ.get("RAY_ADDRESS", "")  # as it was said; Ray knows loopback by another number
-                named = place if given == "auto" or "://" in given else given
+                named = head if given == "auto" or "://" in given else given
                 what, do = f"the Ray cluster at {named} to stay", "start it again, or name another in RAY_ADDRESS"
                 raise TrainingFailed(expected(what, why, f"{do}, and resume with name={run.name}")) from error
             if not isinstance(error, ControllerLost):

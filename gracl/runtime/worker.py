@@ -22,7 +22,7 @@ from gracl.images.batches import MappedBatches
 from gracl.images.cache import default_cache
 from gracl.images.pixel_files import PixelFile
 from gracl.images.plans import identity_plan
-from gracl.images.views import draw_change, eval_view, train_view
+from gracl.images.views import draw_augmentation, eval_view, train_view
 from gracl.learning.checkpoint import TrainState, load_state, save_state
 from gracl.learning.determinism import be_deterministic
 from gracl.learning.encoder import Encoder, build_encoder
@@ -209,7 +209,7 @@ def open_batches(source: Source, board: Any, ranks: TorchRanks, *, wait_s: float
         "ranks": ranks.size,
     }
     if source.views_on == "device":
-        common["drawer"] = partial(draw_change, **size, **source.views)
+        common["drawer"] = partial(draw_augmentation, **size, **source.views)
     if source.keep_pixels:
         common["made"] = kept_pixels(source, board.note.remote if ranks.rank == 0 else lambda words: None)
     if source.stream == "mapped":

@@ -9,7 +9,7 @@ from gracl.learning.fit import encode
 from gracl.learning.flipping import average, encode_with_mirror, mirrored
 from gracl.learning.pixels import normalise
 from gracl.randomness import rng
-from gracl.types import Batch, Changes, FeatureTable
+from gracl.types import Augmentations, Batch, FeatureTable
 from tests.dolls import small_encoder
 
 
@@ -27,8 +27,8 @@ def both(sizes, progress=lambda done: None):
 
 def test_pictures_that_are_still_to_be_altered_are_not_mirrored():
     (batch,) = scan([3])
-    with pytest.raises(ValueError, match="plain pictures to mirror; came pictures with changes"):
-        mirrored(replace(batch, changes=Changes.none(3)))
+    with pytest.raises(ValueError, match="plain pictures to mirror; came augmentations beside them"):
+        mirrored(replace(batch, augmentations=Augmentations.none(3)))
 
 
 def test_averaged_features_are_those_made_by_hand():

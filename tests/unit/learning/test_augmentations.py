@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from gracl.images.loading import Ticket, load
-from gracl.images.views import draw_change, eval_view, train_view
-from gracl.learning.pixels import altered, normalise, to_device
-from gracl.types import Changes
+from gracl.images.views import draw_augmentation, eval_view, train_view
+from gracl.learning.pixels import augmented, normalise, to_device
+from gracl.types import Augmentations
 from tests.chaos.mutations import encoded
 
 DEVICES = [
@@ -38,23 +38,25 @@ def test_the_device_makes_what_the_decoding_threads_make_byte_for_byte(way, size
     options = {"height": size[0], "width": size[1], **WAYS[way]}
     plain = pictures(200, *size)
     wanted = np.stack([train_view(one, np.random.default_rng(seed), **options) for seed, one in enumerate(plain)])
-    drawn = [draw_change(np.random.default_rng(seed), **options) for seed in range(len(plain))]
-    changes = Changes(np.array([one[:7] for one in drawn], np.int64), np.array([one[7:] for one in drawn], np.float64))
-    made = altered(torch.from_numpy(plain).to(device), changes)
+    drawn = [draw_augmentation(np.random.default_rng(seed), **options) for seed in range(len(plain))]
+    augmentations = Augmentations.of(drawn)
+    made = augmented(torch.from_numpy(plain).to(device), augmentations)
     np.testing.assert_array_equal(made.cpu().numpy(), wanted)
 
 
 def test_the_cases_above_have_all_there_is():
-    drawn = [draw_change(np.random.default_rng(seed), height=32, width=16, pad=3, jitter=0.4) for seed in range(200)]
+    drawn = [
+        draw_augmentation(np.random.default_rng(seed), height=32, width=16, pad=3, jitter=0.4) for seed in range(200)
+    ]
     assert {one.mirrored for one in drawn} == {True, False}
     assert {one.down for one in drawn} == {one.right for one in drawn} == {*range(-3, 4)}
     assert 60 < sum(one.rows > 0 for one in drawn) < 140
     assert len({one.brightness for one in drawn}) == len({one.contrast for one in drawn}) == 200
 
 
-def test_no_changes_are_none():
+def test_no_augmentations_are_none():
     plain = pictures(9, 12, 8)
-    np.testing.assert_array_equal(altered(torch.from_numpy(plain), Changes.none(9)).numpy(), plain)
+    np.testing.assert_array_equal(augmented(torch.from_numpy(plain), Augmentations.none(9)).numpy(), plain)
 
 
 def batches(view, drawer=None, bad=None):
@@ -69,10 +71,10 @@ def batches(view, drawer=None, bad=None):
 def test_what_a_network_sees_is_the_same_whoever_makes_the_views(bad):
     options = {"height": 32, "width": 16, "pad": 3, "erase": 1.0, "jitter": 0.1}
     eager = batches(partial(train_view, **options), bad=bad)
-    late = batches(partial(eval_view, height=32, width=16), partial(draw_change, **options), bad)
-    assert all(batch.changes is None for batch in eager)
+    late = batches(partial(eval_view, height=32, width=16), partial(draw_augmentation, **options), bad)
+    assert all(batch.augmentations is None for batch in eager)
     for one, other in zip(eager, late, strict=True):
-        assert other.changes is not None
+        assert other.augmentations is not None
         np.testing.assert_array_equal(one.indices, other.indices)
         cpu = torch.device("cpu")
         assert torch.equal(to_device(one, cpu), to_device(other, cpu))
@@ -82,4 +84,4 @@ def test_what_a_network_sees_is_the_same_whoever_makes_the_views(bad):
 
 def test_a_drawer_without_a_seed_is_refused():
     with pytest.raises(ValueError, match="a seed for the drawer's dice"):
-        load([], eval_view, height=32, width=16, seed=None, drawer=partial(draw_change, height=32, width=16))
+        load([], eval_view, height=32, width=16, seed=None, drawer=partial(draw_augmentation, height=32, width=16))

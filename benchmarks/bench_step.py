@@ -26,7 +26,8 @@ from gracl.cli import load_config
 from gracl.config import TrainConfig
 from gracl.images.plans import identity_plan
 from gracl.images.views import draw_augmentation
-from gracl.learning.fit import autocast, encode, train_epoch
+from gracl.learning.casting import autocast
+from gracl.learning.fit import encode, train_epoch
 from gracl.learning.pixels import augmented, normalise
 from gracl.local import OneRank
 from gracl.randomness import rng

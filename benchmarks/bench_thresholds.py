@@ -15,8 +15,8 @@ import torch
 
 from gracl.embedding import Description
 from gracl.images.shards import ShardStore
+from gracl.learning.casting import autocast
 from gracl.learning.checkpoint import load_encoder
-from gracl.learning.fit import autocast
 from gracl.retrieval.calibration import Calibration
 
 

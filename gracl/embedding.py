@@ -20,9 +20,10 @@ from gracl.images.loading import Encoded, OnBad, load, share_tickets
 from gracl.images.plans import scan_plan
 from gracl.images.preprocess import MAX_FILE_BYTES
 from gracl.images.views import eval_view
+from gracl.learning.casting import autocast
 from gracl.learning.checkpoint import load_encoder
 from gracl.learning.encoder import Encoder
-from gracl.learning.fit import autocast, encode
+from gracl.learning.fit import encode
 from gracl.learning.flipping import encode_with_mirror
 from gracl.types import FeatureTable, Plan
 

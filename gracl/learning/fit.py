@@ -9,7 +9,7 @@ most the epoch under way, and less where `midway.py` keeps states within it.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, runtime_checkable
@@ -21,6 +21,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from gracl.learning.answers import ask, settled
+from gracl.learning.casting import autocast
 from gracl.learning.checkpoint import TrainState
 from gracl.learning.encoder import Encoder
 from gracl.learning.epoch_report import Clock, describe_epoch
@@ -355,12 +356,6 @@ def encode(
         done += len(batch.indices)
         progress(done)
     return FeatureTable(np.concatenate(indices), np.concatenate(features))
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """bfloat16 where asked for, and by default on a GPU; float32 otherwise. Can be entered again and again."""
-    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext()
 
 
 def watched(progress: Progress, phase: str, images: int, ranks: int) -> Callable[[int], None]:

@@ -45,7 +45,10 @@ def described(checkpoint: str, root: str, split: str) -> tuple[np.ndarray, Shard
 def same(one: Calibration, other: Calibration) -> None:
     assert (one.pairs, one.clusters, one.model, one.by) == (other.pairs, other.clusters, other.model, other.by)
     for point, wanted in zip(one.points, other.points, strict=True):
-        assert vars(point) == pytest.approx(vars(wanted), abs=1e-3)
+        seen, due = dict(vars(point)), dict(vars(wanted))
+        # A share of a few hundred pairs, of which one may lie at the very threshold: rounding then moves it across.
+        assert seen.pop("found") == pytest.approx(due.pop("found"), abs=0.01)
+        assert seen == pytest.approx(due, abs=1e-3)
 
 
 def test_thresholds_are_those_of_the_clusters_that_the_training_would_find(ray_cluster, toy_shards, learnt):

@@ -8,7 +8,7 @@ import torch
 
 from gracl.errors import NonFiniteLoss
 from gracl.learning.encoder import Encoder
-from gracl.learning.fit import autocast, encode, train_epoch, watched
+from gracl.learning.fit import encode, train_epoch, watched
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer
 from gracl.learning.pixels import normalise
@@ -116,21 +116,6 @@ def test_a_plan_that_is_cut_short_is_our_mistake():
             0.0,
             quiet,
         )
-
-
-def test_bfloat16_is_taken_when_asked_for():
-    cpu = torch.device("cpu")
-    assert isinstance(autocast(cpu, "auto"), nullcontext)
-    assert isinstance(autocast(cpu, "float32"), nullcontext)
-    assert autocast(cpu, "bfloat16").fast_dtype == torch.bfloat16
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_takes_bfloat16_by_itself():
-    gpu = torch.device("cuda")
-    assert autocast(gpu, "auto").fast_dtype == torch.bfloat16
-    assert isinstance(autocast(gpu, "float32"), nullcontext)
 
 
 def test_progress_of_one_rank_stands_for_all():

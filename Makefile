@@ -16,7 +16,7 @@ demo: $(READY)  ## a synthetic world, learnt without labels on Ray; about five m
 	$(BIN)/python pipelines/train.py pipelines/presets/demo.yaml data.root=$(SHARDS) runs=demo/runs name=demo
 
 test: $(READY)  ## every test that this machine can run; those with Ray, and those with servers, in processes of their own
-	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m "not ray" -n 2 --dist loadscope
 	$(BIN)/python -m pytest -m "ray and not services"
 	$(BIN)/python -m pytest -m services
 

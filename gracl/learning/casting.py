@@ -22,9 +22,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 class _NarrowInFull(TorchFunctionMode):
     """Autocast on a CPU, but for convolutions whose maps come out one place wide: those are computed in float32.
 
-    On CPUs with AMX the oneDNN of torch 2.11 to 2.13 leaves part of such maps, or of the gradient of the weights,
-    unwritten if the stride is above 1: what lay in that memory before is then taken for features, without an error
-    (docs/decisions/0029). Pictures 16 pixels wide get there, and with `encoder.last_stride=2` those of 32.
+    On CPUs with AMX the oneDNN of torch 2.11 to 2.13 leaves part of such maps, or of the gradient of the weights (that
+    one with AVX-512 alone, too), unwritten if the stride is above 1: what lay in that memory before is then taken for
+    features, without an error (docs/decisions/0029, benchmarks/bench_convolutions.py). Pictures 16 pixels wide get
+    there, and with `encoder.last_stride=2` those of 32.
     """
 
     def __init__(self, casting: torch.autocast) -> None:
@@ -67,12 +68,13 @@ def _is_narrow(
     groups: int = 1,
 ) -> bool:
     """Whether maps come out one place wide with a stride that leaves places out; named as torch names them."""
-    step, spread = _across(stride), _across(dilation)
-    edge = 0 if isinstance(padding, str) else _across(padding)  # by name: "valid", since "same" allows no such stride
-    return step > 1 and (input.shape[-1] + 2 * edge - spread * (weight.shape[-1] - 1) - 1) // step == 0
+    stride_w, dilation_w = _last(stride), _last(dilation)
+    padding_w = 0 if isinstance(padding, str) else _last(padding)  # a name is "valid": "same" allows no such stride
+    reached = dilation_w * (weight.shape[-1] - 1) + 1
+    return stride_w > 1 and (input.shape[-1] + 2 * padding_w - reached) // stride_w == 0
 
 
-def _across(size: int | Sequence[int]) -> int:
+def _last(size: int | Sequence[int]) -> int:
     return size if isinstance(size, int) else size[-1]
 
 

@@ -102,6 +102,8 @@ def sizes_chart(sizes: Int64[ndarray, "groups"]) -> bytes:
     panel.hist(sizes, (edges - 0.5).tolist(), color=MEAN, edgecolor="white", linewidth=0.5)
     if far:
         panel.set_xscale("log")
+    else:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("images of a group", fontsize=8, color=INK)
     panel.set_ylabel("groups", fontsize=8, color=INK)
     panel.yaxis.set_major_locator(MaxNLocator(integer=True))

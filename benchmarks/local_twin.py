@@ -70,6 +70,11 @@ def learn(
     }
     if labels == "true":
         kind = partial(TrueRelator, true=stores[data.train].identities().object_ids)
+    cameras = None
+    if config.cameras_from == "surroundings":
+        size = {"height": data.height, "width": data.width}
+        how = config.surroundings.options() | {"seed": config.seed, "threads": config.scale.decode_threads}
+        cameras = local.surroundings_of(stores[data.train], **size, **how)
     return local.fit(
         stores,
         encoder=encoder,
@@ -82,8 +87,9 @@ def learn(
         width=data.width,
         views=config.views.options(),
         sampling=config.sampling.options(),
-        relator=local.direct_relator(stores, splits, relations, kind=kind),
+        relator=local.direct_relator(stores, splits, relations, cameras=cameras, kind=kind),
         camera_balanced=config.camera_balanced,
+        cameras=cameras,
         scan_batch=config.scan_batch,
         decode_threads=config.scale.decode_threads,
         views_on=config.scale.views_on,

@@ -26,6 +26,7 @@ from gracl.sections import (
     Schedule,
     Section,
     Share,
+    Surroundings,
     Tracking,
     Views,
 )
@@ -45,6 +46,12 @@ class TrainConfig(Section):
     camera_balanced: bool = Field(
         False, description="draw companions from other cameras (method.md 5.2); reads the train split's camera ids"
     )
+    cameras_from: Literal["recorded", "surroundings"] = Field(
+        "recorded",
+        description="what the sampler, relations and loss take for cameras: the train split's camera ids, or groups of "
+        "images with like surroundings, found without any label",
+    )
+    surroundings: Surroundings = Surroundings()
     relations: Relations = Relations()
     encoder: EncoderSection = EncoderSection()
     loss: Loss = Loss()
@@ -89,6 +96,12 @@ class TrainConfig(Section):
             "lower relations.k2",
         )
         relations = self.relations
+        refuse_unless(
+            self.cameras_from == "recorded" or self.camera_balanced or relations.wants_cameras,
+            "cameras_from=surroundings beside something that takes cameras",
+            "camera_balanced=false, no relations.centre=camera, camera_aware or camera_proxies",
+            "lay a preset like methods/gracl_plus.yaml over this one, or set cameras_from=recorded",
+        )
         refuse_unless(
             not (self.eval_stability and relations.overlap),
             "eval_stability=0 with relations.overlap, whose labels are of other weights",
@@ -264,6 +277,9 @@ class TrainConfig(Section):
             del recipe["relations.on_collapse"]
         if self.relations.least_clusters == 2:
             del recipe["relations.least_clusters"]
+        if self.cameras_from == "recorded":
+            recipe = {name: value for name, value in recipe.items() if not name.startswith("surroundings.")}
+            del recipe["cameras_from"]
         if self.start:
             recipe["start"] = "/".join(Path(self.start).parts[-2:])
         if not self.encoder.bn_group:
@@ -307,6 +323,9 @@ class SynthesizeConfig(Section):
     distractors: Count = Field(0, description="gallery pictures of nobody (identity 0)")
     junk: Count = Field(0, description="gallery pictures cut badly (identity -1)")
     quality: int = Field(90, ge=1, le=100, description="of the JPEG files")
+    scenes: Count = Field(
+        0, description="0: each camera has a background of its own; n: all share n, any of them in a picture"
+    )
     seed: Count = Field(0, description="the same seed draws the same world")
     processes: Positive = Field(1, description="processes that draw")
 

@@ -25,6 +25,7 @@ def idle(config: TrainConfig) -> list[str]:
         (config.start is not None, "start, whose weights are gone on with", "encoder.weights"),
         (relations.inter_rule != "nearest_centroids", rule, "relations.centroids"),
         (relations.inter_rule != "log_sum_exp", rule, "relations.rule_temperature"),
+        (config.cameras_from == "recorded", "cameras_from=recorded", "surroundings.groups surroundings.edge"),
         (relations.shards == 1, "relations.shards=1", "scale.shard_cpus scale.shard_gpus"),
     ]
     seen, mined, moved = {}, {}, {}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from gracl.errors import ConfigError, expected
 from gracl.images.batches import MappedBatches
-from gracl.images.plans import identity_plan
+from gracl.images.edges import describe_edges
+from gracl.images.plans import identity_plan, scan_plan
 from gracl.images.shards import ShardStore
 from gracl.images.storage import write_bytes
 from gracl.images.views import draw_augmentation, eval_view, train_view
@@ -28,6 +29,7 @@ from gracl.learning.guards import Study
 from gracl.learning.losses import Criterion
 from gracl.relations.relate import relate
 from gracl.relations.stability import stability
+from gracl.relations.surroundings import group_surroundings
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.types import Assignment, FeatureTable, Identities, RetrievalReport
 
@@ -103,11 +105,15 @@ def direct_relator(
     splits: Splits,
     relations: Mapping[str, Any] | None = None,
     *,
+    cameras: Int64[ndarray, "images"] | None = None,
     kind: Callable[..., DirectRelator] = DirectRelator,
 ) -> DirectRelator:
-    """The relator of open stores; `kind` is called with the arguments of `DirectRelator`."""
+    """The relator of open stores; `kind` is called with the arguments of `DirectRelator`.
+
+    `cameras` stand for those of the train split's shards, where they are given.
+    """
     train = stores[splits.train]
-    cameras = train.camera_ids()
+    cameras = train.camera_ids() if cameras is None else cameras
     return kind(
         len(train),
         query=stores[splits.query].identities() if splits.query else None,
@@ -115,6 +121,28 @@ def direct_relator(
         cameras=cameras if (cameras >= 0).any() else None,
         **(relations or {}),
     )
+
+
+def surroundings_of(
+    store: ShardStore,
+    *,
+    height: int,
+    width: int,
+    groups: int = 8,
+    edge: float = 0.1,
+    seed: int = 0,
+    threads: int = 2,
+) -> Int64[ndarray, "images"]:
+    """The group of each image by its surroundings, to stand for its camera (`fit(cameras=...)`).
+
+    Args:
+        height, width: pixels at which images are looked at; those of the network.
+        groups, seed: see `relations.surroundings.group_surroundings`.
+        edge: see `images.edges.edge_colours`.
+    """
+    plan = scan_plan(len(store), 256)
+    part = describe_edges(store, plan, height=height, width=width, edge=edge, threads=threads)
+    return group_surroundings(FeatureTable.gather([part], len(store)), groups=groups, seed=seed)
 
 
 def fit(
@@ -132,6 +160,7 @@ def fit(
     sampling: Mapping[str, Any] | None = None,
     relations: Mapping[str, Any] | None = None,
     camera_balanced: bool = False,
+    cameras: Int64[ndarray, "images"] | None = None,
     scan_batch: int = 256,
     decode_threads: int = 2,
     views_on: Literal["cpu", "device"] = "cpu",
@@ -151,6 +180,7 @@ def fit(
         views, sampling, relations: options of `train_view`, `identity_plan` and `relate`.
         views_on: where training views are made of plain pictures: by the threads that decode, or where the network is.
         camera_balanced: companions from other cameras where possible.
+        cameras: to stand for those of the train split's shards, e.g. from `surroundings_of`.
         relator: who makes labels and proxies; default: `relate` on the features of the train split.
         folder: where batches and features are left that are NaN or infinite; "" for nowhere.
         options: `epochs`, `eval_every`, `eval_untrained`, `eval_stability`, `precision`, `clip_norm`, `overlap`,
@@ -175,7 +205,7 @@ def fit(
         threads=decode_threads,
         drawer=partial(draw_augmentation, **size, **(views or {})) if views_on == "device" else None,
     )
-    cameras, study = train.camera_ids(), Study(folder, write_bytes)
+    cameras, study = train.camera_ids() if cameras is None else cameras, Study(folder, write_bytes)
     options.setdefault("fall_back", (relations or {}).get("on_collapse") == "keep_previous")
     return fit_ports(
         state,
@@ -183,7 +213,7 @@ def fit(
         criterion=criterion,
         optimizer=optimizer,
         batches=batches,
-        relator=GuardedRelator(relator or direct_relator(stores, splits, relations), study),
+        relator=GuardedRelator(relator or direct_relator(stores, splits, relations, cameras=cameras), study),
         ranks=OneRank(),
         planner=lambda epoch, labels: identity_plan(
             labels, epoch=epoch, cameras=cameras if camera_balanced else None, seed=seed, **(sampling or {})

@@ -75,6 +75,17 @@ class Views(Section):
     jitter: Share = Field(0.0, description="strength of the change of brightness and contrast")
 
 
+class Surroundings(Section):
+    """Groups of images with like edges, which stand for cameras where nobody knows them (method.md)."""
+
+    groups: Annotated[int, Field(ge=2)] = Field(
+        8, description="how many there are: about as many as there are cameras, or twice as many"
+    )
+    edge: float = Field(
+        0.1, gt=0, le=0.5, description="width of the four edges that are looked at, as a share of the image's side"
+    )
+
+
 class Sampling(Section):
     """How batches are composed: P clusters x K images."""
 

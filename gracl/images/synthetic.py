@@ -8,12 +8,13 @@ camera changes a picture more than an identity does.
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -30,14 +31,23 @@ __all__ = ["Camera", "Thing", "camera_of", "draw", "object_of", "shot", "write_w
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 CHUNK = 32
 SMALLEST = 8
+# Shared backgrounds are those of cameras that see nothing else.
+_PLACES = 1_000_000
 
 
 def draw(
-    thing: Thing, camera: Camera, dice: np.random.Generator, *, height: int = 128, width: int = 64
+    thing: Thing,
+    camera: Camera,
+    dice: np.random.Generator,
+    *,
+    height: int = 128,
+    width: int = 64,
+    place: Camera | None = None,
 ) -> UInt8[ndarray, "height width 3"]:
     """Poses the figure, colours it, sets it before the camera's background and photographs it.
 
-    Drawing is done at two or three times the size and scaled down, so that edges are smooth.
+    Drawing is done at two or three times the size and scaled down, so that edges are smooth. `place` lends its
+    background in place of the camera's own.
 
     Raises:
         ValueError: a side below 8 pixels, where nothing could be told apart.
@@ -55,7 +65,7 @@ def draw(
     table[Part.OBSTACLE, :3] = np.clip(camera.obstacle + dice.normal(0, 0.08, 3), 0, 1)
     table[Part.NOTHING] = 0
     painted = _shrink(table[parts], fine)
-    picture = painted[..., :3] + (1 - painted[..., 3:]) * behind(camera, dice, height, width)
+    picture = painted[..., :3] + (1 - painted[..., 3:]) * behind(place or camera, dice, height, width)
     return photograph(picture, camera, dice)
 
 
@@ -80,11 +90,17 @@ def shot(
     height: int = 128,
     width: int = 64,
     difficulty: float = 0.5,
+    scenes: int = 0,
 ) -> UInt8[ndarray, "height width 3"]:
-    """One picture of the world: the `shot`-th that the camera took of the object. Nothing else has a say."""
-    thing = object_of(seed, object_id, difficulty=difficulty)
-    camera = camera_of(seed, camera_id, difficulty=difficulty)
-    return draw(thing, camera, rng(seed, "shot", object_id, camera_id, shot), height=height, width=width)
+    """One picture of the world: the `shot`-th that the camera took of the object. Nothing else has a say.
+
+    With `scenes` above 0 the background is one of so many that all cameras share, drawn for this picture alone.
+    """
+    thing, names = object_of(seed, object_id, difficulty=difficulty), (object_id, camera_id, shot)
+    camera, place = camera_of(seed, camera_id, difficulty=difficulty), None
+    if scenes:
+        place = camera_of(seed, _PLACES + int(rng(seed, "scene", *names).integers(scenes)), difficulty=difficulty)
+    return draw(thing, camera, rng(seed, "shot", *names), height=height, width=width, place=place)
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,7 @@ class _World:
     width: int
     difficulty: float
     quality: int
+    scenes: int = 0
 
     @property
     def objects(self) -> int:
@@ -114,7 +131,7 @@ class _World:
     def check(self) -> None:
         """Refuses a recipe that would give an empty split or a query without an answer."""
         least = {"train_objects": 1, "test_objects": 1, "cameras": 2, "shots": 2, "distractors": 0, "junk": 0}
-        least |= {"height": SMALLEST, "width": SMALLEST, "quality": 1}
+        least |= {"height": SMALLEST, "width": SMALLEST, "quality": 1, "scenes": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(expected(f"{name} >= {bound}", getattr(self, name), "make the world larger"))
@@ -136,7 +153,8 @@ class _World:
 
     def pictures(self, item: int) -> Iterator[tuple[str, str, UInt8[ndarray, "height width 3"]]]:
         """All pictures of one item: split folder, file name, pixels."""
-        take = partial(shot, self.seed, height=self.height, width=self.width, difficulty=self.difficulty)
+        size: dict[str, Any] = {"height": self.height, "width": self.width}
+        take: Callable[..., ndarray] = partial(shot, self.seed, **size, difficulty=self.difficulty, scenes=self.scenes)
         number = item - self.objects
         if number < 0:
             for camera in self.cameras_of(item + 1):
@@ -155,7 +173,8 @@ class _World:
         who = self.train_objects + 1 + int(dice.integers(self.test_objects))
         camera = 1 + int(dice.integers(self.cameras))
         size = {"height": 2 * self.height, "width": 2 * self.width}
-        whole = shot(self.seed, who, camera, self.shots + number, difficulty=self.difficulty, **size)
+        how: dict[str, Any] = {"difficulty": self.difficulty, "scenes": self.scenes}
+        whole = shot(self.seed, who, camera, self.shots + number, **how, **size)
         down, right = int(dice.integers(self.height + 1)), int(dice.integers(self.width + 1))
         cut = whole[down : down + self.height, right : right + self.width]
         return GALLERY, self.name(-1, camera, number, 0), np.ascontiguousarray(cut)
@@ -175,6 +194,7 @@ def write_world(
     width: int = 64,
     difficulty: float = 0.5,
     quality: int = 90,
+    scenes: int = 0,
     processes: int = 1,
 ) -> dict[str, int]:
     """Writes a world as a raw folder in Market-1501 naming, and says how many images each split has.
@@ -197,6 +217,8 @@ def write_world(
         width: columns of a picture.
         difficulty: 0 (one camera, far apart identities) to 1.
         quality: of the JPEG files, 1 to 100.
+        scenes: 0: each camera sees a place of its own, as cameras that hang on walls do; above 0: all see the same so
+            many places, any of them in a picture, so that only their light tells of cameras.
         processes: that draw; above 1 they are fresh processes (spawn), so the caller needs a `__main__` guard.
 
     Raises:
@@ -204,7 +226,7 @@ def write_world(
         ValueError: a number out of bounds.
     """
     world = _World(
-        seed, train_objects, test_objects, cameras, shots, distractors, junk, height, width, difficulty, quality
+        seed, train_objects, test_objects, cameras, shots, distractors, junk, height, width, difficulty, quality, scenes
     )
     world.check()
     target = Path(folder).absolute()

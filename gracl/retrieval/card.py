@@ -115,12 +115,19 @@ def model_card(name: str, recipe: Mapping[str, object], history: Sequence[Mappin
         epochs=f"{len(history)}",
         begun=begun if start else "",
         train=recipe.get("data.train_digest", "unknown"),
-        cameras=f" Camera ids of that split were read by: {', '.join(used)}." if used else " No camera ids were read.",
+        cameras=_cameras(", ".join(used), recipe.get("cameras_from") == "surroundings"),
         said=SAID.rstrip(),
         settings="\n".join(
             ["| setting | value |", "| --- | --- |", *(f"| {key} | {recipe[key]} |" for key in sorted(recipe))]
         ),
     )
+
+
+def _cameras(used: str, surroundings: bool) -> str:
+    """The card's sentence on who read cameras."""
+    if surroundings:
+        return f" No camera ids were read: groups of images with like surroundings stood for cameras in: {used}."
+    return f" Camera ids of that split were read by: {used}." if used else " No camera ids were read."
 
 
 def card_sections() -> dict[str, str]:

@@ -9,7 +9,7 @@ from gracl.images.shards import ShardStore
 from gracl.learning.identity import model_digest
 from gracl.retrieval.calibration import calibrate as thresholds
 from gracl.runtime.calibrated import place_of
-from gracl.runtime.checkpoints import load_run_state, relations_of
+from gracl.runtime.checkpoints import load_run_state
 from gracl.runtime.describe import check, near
 from gracl.runtime.progress import say
 from gracl.runtime.relating import clustering_demand, described_once, labels_of
@@ -42,7 +42,7 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
         if config.identities:
             labels = objects_of(root, split, cache)
         else:
-            labels = labels_of(config, relations_of(state), features, store, state.epoch).labels
+            labels = labels_of(config, state, features, config.data, split).labels
     by: Literal["identities", "clusters"] = "identities" if config.identities else "clusters"
     found = thresholds(features, labels, model=model_digest(encoder, view), flip=config.flip, by=by)
     place = place_of(config.checkpoint)

@@ -34,6 +34,7 @@ from gracl.runtime.album import Album
 from gracl.runtime.checkpoints import load_any_state, load_model, relations_of
 from gracl.runtime.group_page import parts
 from gracl.runtime.progress import SECONDS_BETWEEN_LINES, say
+from gracl.runtime.surroundings import takes_surroundings
 from gracl.sections import Grouping
 from gracl.types import NOISE, UNKNOWN
 from gracl.uses import GroupConfig
@@ -162,8 +163,17 @@ def _for_tracks(relations: Grouping, config: GroupConfig, known: _Known) -> Grou
 
 
 def _of_checkpoint(uri: str) -> Grouping:
-    found = relations_of(load_any_state(storage.absolute(uri)))
-    return Grouping(**{name: getattr(found, name) for name in Grouping.model_fields})
+    state = load_any_state(storage.absolute(uri))
+    found = relations_of(state)
+    settings = {name: getattr(found, name) for name in Grouping.model_fields}
+    if takes_surroundings(state.recipe) and found.wants_cameras:
+        # A table has no pictures whose surroundings could be looked at, and cameras that are recorded are others.
+        settings |= {"centre": "none", "camera_aware": False}
+        say(
+            "note: the training took groups of surroundings for cameras; a table has no pictures, so features are "
+            "grouped as they are; give relations.centre=camera where the table's own cameras shall be used"
+        )
+    return Grouping(**settings)
 
 
 def _read(table: EmbeddingTable) -> Rows:

@@ -7,12 +7,15 @@ import ray
 from jaxtyping import Float32
 from numpy import ndarray
 
-from gracl.images.shards import ShardStore
+from gracl.images import storage
+from gracl.learning.checkpoint import TrainState
 from gracl.relations.relate import relate
-from gracl.runtime.describe import demand, describe_split
+from gracl.runtime.checkpoints import relations_of
+from gracl.runtime.describe import demand, describe_split, near
 from gracl.runtime.session import Demand, refusals
+from gracl.runtime.surroundings import cameras_of_state
 from gracl.runtime.waiting import answer_of
-from gracl.sections import Place, Relations
+from gracl.sections import Place
 from gracl.types import UNKNOWN, Assignment, FeatureTable
 from gracl.uses import ClusteringConfig, ModelConfig
 
@@ -30,15 +33,21 @@ def described_once(config: ModelConfig, data: Place, split: str, images: int) ->
 
 
 def labels_of(
-    config: ClusteringConfig, relations: Relations, features: ndarray, store: ShardStore, epoch: int
+    config: ClusteringConfig, state: TrainState, features: Float32[ndarray, "images dim"], place: Place, split: str
 ) -> Assignment:
-    """Labels and proxies, made where the cluster has room for it."""
-    cameras = store.camera_ids()
+    """Labels and proxies as the training of a checkpoint would make them, where the cluster has room for it.
+
+    Raises:
+        CheckpointError: settings that this version does not know.
+        ClusteringCollapsed: fewer than two clusters.
+    """
+    relations, where = relations_of(state), (storage.absolute(place.root), split, near(place.cache))
+    cameras = cameras_of_state(state, *where, config.scale.wait_s)
     options = relations.options() | {"threads": config.relation_threads, "device": "cpu"}
     known = cameras if (cameras != UNKNOWN).any() else None
     with refusals():
         task = ray.remote(num_cpus=config.relation_cpus)(_relate)
-        asked = task.remote(features, known, options | {"epoch": epoch})
+        asked = task.remote(features, known, options | {"epoch": state.epoch})
         found: Assignment = answer_of(asked, "the labels of the train split", config.scale.wait_s)
     return found
 

@@ -49,12 +49,13 @@ def review(config: ReviewConfig) -> dict[str, Any]:
     splits = [name for name in (config.data.train, config.data.query, config.data.gallery) if name]
     check(config, config.data, splits)
     state = load_run_state(storage.absolute(config.checkpoint))
-    relations, place = relations_of(state), _place_in_mlflow(config)
+    relations_of(state)  # refused before Ray starts
+    place = _place_in_mlflow(config)
     root = storage.absolute(config.data.root)
     stores = {name: ShardStore.open(root, name, cache=near(config.data.cache)) for name in splits}
     with session(clustering_demand(config)):
         tables = {name: described_once(config, config.data, name, len(stores[name])) for name in splits}
-        assignment = labels_of(config, relations, tables[config.data.train], stores[config.data.train], state.epoch)
+        assignment = labels_of(config, state, tables[config.data.train], config.data, config.data.train)
     train = stores[config.data.train]
     objects = np.full(len(train), UNKNOWN, np.int64)
     if config.identities:

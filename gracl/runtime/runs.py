@@ -140,14 +140,22 @@ def _check_relations(config: TrainConfig, train: Manifest) -> None:
         ("relations.camera_proxies=true", relations.camera_proxies, "relations.camera_proxies=false"),
         ("relations.centre=camera", relations.centre == "camera", "relations.centre=none"),
     ):
-        if on and train.num_cameras < 2:
+        if on and config.cameras_from == "recorded" and train.num_cameras < 2:
             raise ConfigError(
                 expected(
                     f"a train split of two cameras or more for {switch}",
                     f"{train.num_cameras} known cameras",
-                    f"set {off}",
+                    f"set {off}, or cameras_from=surroundings",
                 )
             )
+    if config.cameras_from == "surroundings" and config.surroundings.groups > train.num_images:
+        raise ConfigError(
+            expected(
+                f"surroundings.groups of at most the {train.num_images} images of the train split",
+                config.surroundings.groups,
+                "lower surroundings.groups",
+            )
+        )
     if not relations.camera_aware and relations.k1 > train.num_images:
         raise ConfigError(
             expected(

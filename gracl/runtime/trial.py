@@ -94,7 +94,7 @@ def describe_run(trial: Trial, history: Sequence[Mapping[str, float]], metric: s
 
 
 def cameras_used(config: TrainConfig) -> str:
-    """What of a training reads the train split's cameras, in words."""
+    """What of a training takes cameras, in words; "surroundings" first, where no camera id was read for them."""
     relations = config.relations
     parts = {
         "sampler": config.camera_balanced,
@@ -102,7 +102,8 @@ def cameras_used(config: TrainConfig) -> str:
         "distances": relations.camera_aware,
         "loss": relations.camera_proxies,
     }
-    return ", ".join(name for name, used in parts.items() if used)
+    used = ", ".join(name for name, used in parts.items() if used)
+    return f"nobody; surroundings: {used}" if config.cameras_from == "surroundings" else used
 
 
 def recorded(trial: Trial, metric: str) -> RunRecord | None:

@@ -13,6 +13,7 @@ from gracl.retrieval.agreement import agreement
 from gracl.runtime.describe import describe_train
 from gracl.runtime.relation_actor import RayRelator
 from gracl.runtime.runs import Run
+from gracl.runtime.surroundings import cameras_of_run
 from gracl.runtime.train import start_relations
 from gracl.types import NOISE, FeatureTable
 
@@ -27,8 +28,7 @@ def final_labels(run: Run, checkpoint: str) -> Int64[ndarray, "images"]:
     """
     config, images = run.config, run.sizes[run.config.data.train]
     features = FeatureTable.gather(describe_train(config, checkpoint), images)
-    store = ShardStore.open(run.root, config.data.train, cache=config.data.cache)
-    cameras = [ray.put(store.camera_ids())] if config.relations.wants_cameras else []
+    cameras = [ray.put(cameras_of_run(run))] if config.relations.wants_cameras else []
     actor = start_relations(run, None, cameras)
     precision, wait_s = config.relations.precision, config.scale.wait_s
     relator = RayRelator(actor, attempt="after", rank=0, ranks=1, precision=precision, wait_s=wait_s)

@@ -26,7 +26,7 @@ DOOR_FILES = {path.stem: path for path in [ROOT / "deploy/serve.py", *sorted(ROO
 DOORS = {door: CONFIGS[re.findall(r"\bdoor\((\w+),", path.read_text())[0]] for door, path in DOOR_FILES.items()}
 SETTINGS = {name: field for schema in DOORS.values() for name, field, _ in fields(schema)}
 SECTIONS = {name.split(".")[0] for name in SETTINGS if "." in name}
-NOT_A_SETTING = {"data.digest"}  # stands beside the settings in a recipe
+NOT_A_SETTING = {"surroundings.npy", "data.digest"}  # stands beside the settings in a recipe
 
 
 def code_blocks(text: str) -> list[str]:

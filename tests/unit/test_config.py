@@ -13,6 +13,7 @@ from gracl.learning.encoder import build_encoder
 from gracl.learning.fit import fit
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer, rate_factor
+from gracl.local import surroundings_of
 from gracl.relations.grouping import group
 from gracl.relations.relate import relate
 from gracl.retrieval.expansion import expand
@@ -27,6 +28,7 @@ from gracl.sections import (
     Sampling,
     Scale,
     Schedule,
+    Surroundings,
     Views,
 )
 from gracl.use_sections import Expansion, Reranking
@@ -35,6 +37,7 @@ from gracl.uses import EvaluateConfig
 SECTIONS = [
     # section, the function it is unpacked into, arguments that come from elsewhere
     (Views, train_view, {"image", "dice", "room", "scratch", "height", "width"}),
+    (Surroundings, surroundings_of, {"store", "height", "width", "seed", "threads"}),
     (Sampling, identity_plan, {"labels", "epoch", "cameras", "seed"}),
     (
         Relations,

@@ -177,3 +177,32 @@ def test_a_world_out_of_bounds_is_refused(tmp_path: Path, wrong: dict[str, float
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="8 x 8"):
         shot(0, 1, 1, 0, height=7, width=8)
+
+
+def test_shared_scenes_leave_of_cameras_their_light_alone() -> None:
+    def explained(scenes: int) -> float:
+        """The share of what corners differ in that lies between cameras; a corner is background."""
+        names = [(1, 2, camera, number) for camera in range(1, 9) for number in range(20)]
+        corners = np.array([shot(*name, height=64, width=32, scenes=scenes)[:4, :4].mean((0, 1)) for name in names])
+        between = corners.reshape(8, 20, 3).mean(1).var(0).sum()
+        return float(between / corners.var(0).sum())
+
+    assert explained(0) > 0.6 > 0.5 > explained(5)  # light is left
+    names = [(1, 2, 3, number) for number in range(10)]
+    shared = [shot(*name, height=64, width=32, scenes=5) for name in names]
+    by_hand = [
+        draw(object_of(1, 2), camera_of(1, 3), rng(1, "shot", *name[1:]), height=64, width=32, place=place)
+        for name, place in [(name, camera_of(1, 1_000_000 + scene)) for name in names for scene in range(5)]
+    ]
+    for number, picture in enumerate(shared):
+        assert any((picture == one).all() for one in by_hand[5 * number : 5 * number + 5])
+
+
+def test_a_world_with_shared_scenes_is_written_with_them(tmp_path: Path) -> None:
+    write_world(tmp_path / "world", seed=3, quality=100, scenes=2, **SMALL)
+    for path in (tmp_path / "world").rglob("*.jpg"):
+        number, camera, frame, _ = (int(part) for part in NAME.fullmatch(path.name).groups())
+        wanted = shot(3, number, camera, frame, height=16, width=8, scenes=2)
+        assert np.abs(decode(path.read_bytes()).astype(int) - wanted).max() <= 8
+    with pytest.raises(ValueError, match="scenes >= 0"):
+        write_world(tmp_path / "other", scenes=-1, **SMALL)

@@ -24,7 +24,7 @@ from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
 from gracl.learning.checkpoint import TrainState
 from gracl.relations.surroundings import group_surroundings
-from gracl.runtime.progress import say
+from gracl.runtime.progress import Progress, say
 from gracl.runtime.runs import Run
 from gracl.runtime.session import refusals
 from gracl.runtime.waiting import answer_of
@@ -110,13 +110,16 @@ def find_surroundings(
     """The group of each image of a split; see `local.surroundings_of`, which gives the same."""
     started, images = time.perf_counter(), read_manifest(root, split).num_images
     plan = scan_plan(images, _BATCH)
-    task = ray.remote(num_cpus=1)(_describe)
+    task, progress = ray.remote(num_cpus=1)(_describe), Progress(f"surroundings of {split}", images)
+    parts = list[FeatureTable]()
     with refusals():
         asked = [
             task.remote(root, split, cache, plan.tickets[first : first + _TICKETS], height, width, edge)
             for first in range(0, len(plan.tickets), _TICKETS)
         ]
-        parts = [answer_of(part, f"the surroundings of some images of {split}", wait_s) for part in asked]
+        for part in asked:
+            parts.append(answer_of(part, f"the surroundings of some images of {split}", wait_s))
+            progress(len(parts[-1].indices))
     found = group_surroundings(FeatureTable.gather(parts, images), groups=groups, seed=seed)
     sizes = np.bincount(found, minlength=groups)
     say(

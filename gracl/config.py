@@ -44,7 +44,9 @@ class TrainConfig(Section):
     views: Views = Views()
     sampling: Sampling = Sampling()
     camera_balanced: bool = Field(
-        False, description="draw companions from other cameras (method.md 5.2); reads the train split's camera ids"
+        False,
+        description="draw companions from other cameras (method.md 5.2); reads the train split's camera ids, "
+        "or what cameras_from says",
     )
     cameras_from: Literal["recorded", "surroundings"] = Field(
         "recorded",
@@ -100,7 +102,7 @@ class TrainConfig(Section):
             self.cameras_from == "recorded" or self.camera_balanced or relations.wants_cameras,
             "cameras_from=surroundings beside something that takes cameras",
             "camera_balanced=false, no relations.centre=camera, camera_aware or camera_proxies",
-            "lay a preset like methods/gracl_plus.yaml over this one, or set cameras_from=recorded",
+            "lay methods/gracl_surroundings.yaml over this preset, or set cameras_from=recorded",
         )
         refuse_unless(
             not (self.eval_stability and relations.overlap),

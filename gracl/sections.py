@@ -184,7 +184,8 @@ class Relations(Grouping):
     )
     camera_proxies: bool = Field(
         False,
-        description="proxies by cluster and camera for loss.camera_weight; reads the train split's camera ids",
+        description="proxies by cluster and camera for loss.camera_weight; reads the train split's camera ids, or "
+        "what cameras_from says",
     )
     shards: Positive = Field(1, description="actors that look for neighbours side by side (scale.shard_cpus, _gpus)")
     overlap: bool = Field(
@@ -193,7 +194,7 @@ class Relations(Grouping):
 
     @property
     def wants_cameras(self) -> bool:
-        """Whether the camera ids of the train split are read."""
+        """Whether cameras of the train split are asked for, recorded or not (`TrainConfig.cameras_from`)."""
         return super().wants_cameras or self.camera_proxies
 
     def options(self) -> dict[str, Any]:

@@ -98,3 +98,11 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_world(folder / "world", seed=5, difficulty=0.2, **size)
     ingest_here(str(folder / "world"), str(folder / "shards"), layout="market1501", shard_mb=1)
     return str(folder / "shards")
+
+
+@pytest.fixture(scope="session")
+def cameraless(toy_shards: str) -> str:
+    """The pictures that the toy world learns from, as somebody has them who recorded neither cameras nor identities."""
+    folder = Path(toy_shards).parent
+    ingest_here(str(folder / "world" / "bounding_box_train"), str(folder / "blind"), layout="unlabelled")
+    return str(folder / "blind")

@@ -38,7 +38,7 @@ def group_surroundings(
         seed: of k-means, the best of four starts.
 
     Raises:
-        GraclError: fewer images than groups, or values that are not finite.
+        GraclError: fewer images than groups, values that are not finite, or edges that are all alike.
     """
     from sklearn.cluster import KMeans  # a second of import that only these runs need
 
@@ -53,7 +53,10 @@ def group_surroundings(
     sample = rows
     if len(rows) > SAMPLE:
         sample = rows[np.sort(dice.choice(len(rows), SAMPLE, replace=False))]
-    different = len(np.unique(sample, axis=0)) if groups > 1 else 1
+    different = len(np.unique(sample, axis=0))
+    if different < 2:
+        do = "take a method that knows no cameras, as methods/gracl_plus.yaml"
+        raise GraclError(expected("pictures whose edges differ", f"{len(edges)} with the same", do))
     with threadpool_limits(1):  # sums in one order, so that the groups do not hang on the machine's cores
         means = KMeans(min(groups, different), n_init=_STARTS, random_state=int(dice.integers(2**31))).fit(sample)
         found: ndarray = means.predict(rows).astype(np.int64)

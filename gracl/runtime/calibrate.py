@@ -9,11 +9,12 @@ from gracl.images.shards import ShardStore
 from gracl.learning.identity import model_digest
 from gracl.retrieval.calibration import calibrate as thresholds
 from gracl.runtime.calibrated import place_of
-from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.checkpoints import load_run_state, relations_of
 from gracl.runtime.describe import check, near
 from gracl.runtime.progress import say
 from gracl.runtime.relating import clustering_demand, described_once, labels_of
 from gracl.runtime.session import session
+from gracl.runtime.surroundings import check_surroundings
 from gracl.runtime.truth import objects_of
 from gracl.uses import CalibrateConfig
 
@@ -37,6 +38,9 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     state = load_run_state(storage.absolute(config.checkpoint))
     root, cache = storage.absolute(config.data.root), near(config.data.cache)
     store = ShardStore.open(root, split, cache=cache)
+    if not config.identities:  # refused before Ray starts
+        relations_of(state)
+        check_surroundings(state, len(store))
     with session(clustering_demand(config)):
         features = described_once(config, config.data, split, len(store))
         if config.identities:

@@ -7,11 +7,10 @@ import ray
 from jaxtyping import Float32
 from numpy import ndarray
 
-from gracl.images import storage
 from gracl.learning.checkpoint import TrainState
 from gracl.relations.relate import relate
 from gracl.runtime.checkpoints import relations_of
-from gracl.runtime.describe import demand, describe_split, near
+from gracl.runtime.describe import demand, describe_split
 from gracl.runtime.session import Demand, refusals
 from gracl.runtime.surroundings import cameras_of_state
 from gracl.runtime.waiting import answer_of
@@ -41,8 +40,7 @@ def labels_of(
         CheckpointError: settings that this version does not know.
         ClusteringCollapsed: fewer than two clusters.
     """
-    relations, where = relations_of(state), (storage.absolute(place.root), split, near(place.cache))
-    cameras = cameras_of_state(state, *where, config.scale.wait_s)
+    relations, cameras = relations_of(state), cameras_of_state(state, place, split, config.scale)
     options = relations.options() | {"threads": config.relation_threads, "device": "cpu"}
     known = cameras if (cameras != UNKNOWN).any() else None
     with refusals():

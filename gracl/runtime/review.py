@@ -28,6 +28,7 @@ from gracl.runtime.relating import clustering_demand, described_once, labels_of
 from gracl.runtime.runs import Origin, origin
 from gracl.runtime.session import session
 from gracl.runtime.sheets import draw_ranked
+from gracl.runtime.surroundings import check_surroundings
 from gracl.runtime.tracking import attempt, without_password
 from gracl.runtime.truth import objects_of
 from gracl.types import UNKNOWN, RetrievalReport
@@ -49,10 +50,11 @@ def review(config: ReviewConfig) -> dict[str, Any]:
     splits = [name for name in (config.data.train, config.data.query, config.data.gallery) if name]
     check(config, config.data, splits)
     state = load_run_state(storage.absolute(config.checkpoint))
-    relations_of(state)  # refused before Ray starts
     place = _place_in_mlflow(config)
     root = storage.absolute(config.data.root)
     stores = {name: ShardStore.open(root, name, cache=near(config.data.cache)) for name in splits}
+    relations_of(state)  # these two are refused before Ray starts
+    check_surroundings(state, len(stores[config.data.train]))
     with session(clustering_demand(config)):
         tables = {name: described_once(config, config.data, name, len(stores[name])) for name in splits}
         assignment = labels_of(config, state, tables[config.data.train], config.data, config.data.train)

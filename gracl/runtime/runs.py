@@ -1,7 +1,7 @@
 """A training run on its storage: what can be checked before it starts, what it leaves, what it comes to.
 
 A run's folder holds `run.json` (recipe, MLflow run, epochs done when it last ended, whether MLflow has all of it),
-`config.yaml`, one folder per kept checkpoint and the ranked sheet.
+`config.yaml`, one folder per kept checkpoint, the ranked sheet, and the groups of surroundings where there are any.
 """
 
 import json

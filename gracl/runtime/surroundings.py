@@ -6,8 +6,10 @@ same. They are some seconds of work on each CPU for 10,000 images, once a run.
 
 import io
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import ray
@@ -15,8 +17,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 from pydantic import TypeAdapter, ValidationError
 
-from gracl.config import TrainConfig
-from gracl.errors import CheckpointError, expected
+from gracl.errors import CheckpointError, ConfigError, expected
 from gracl.images import storage
 from gracl.images.edges import describe_edges
 from gracl.images.manifests import read_manifest
@@ -24,11 +25,14 @@ from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
 from gracl.learning.checkpoint import TrainState
 from gracl.relations.surroundings import group_surroundings
+from gracl.runtime.checkpoints import relations_of
+from gracl.runtime.describe import near
 from gracl.runtime.progress import Progress, say
 from gracl.runtime.runs import Run
 from gracl.runtime.session import refusals
+from gracl.runtime.stream import open_store
 from gracl.runtime.waiting import answer_of
-from gracl.sections import Surroundings
+from gracl.sections import Crew, Place, Surroundings
 from gracl.types import FeatureTable, Plan
 
 FILE = "surroundings.npy"
@@ -41,6 +45,7 @@ def cameras_of_run(run: Run) -> Int64[ndarray, "images"]:
     Raises:
         ImageError, ShardError: an image or shard that cannot be read.
         CheckpointError: the groups in the run's folder are not of this split.
+        GraclError: pictures whose edges are all alike.
     """
     config, data = run.config, run.config.data
     if config.cameras_from == "recorded":
@@ -54,7 +59,9 @@ def cameras_of_run(run: Run) -> Int64[ndarray, "images"]:
         data.cache,
         height=data.height,
         width=data.width,
+        digest=run.digests[data.train],
         seed=config.seed,
+        cpus=config.scale.worker_cpus,
         wait_s=config.scale.wait_s,
         **config.surroundings.options(),
     )
@@ -64,17 +71,15 @@ def cameras_of_run(run: Run) -> Int64[ndarray, "images"]:
     return found
 
 
-def cameras_of_state(
-    state: TrainState, root: str, split: str, cache: str | None, wait_s: float
-) -> Int64[ndarray, "images"]:
-    """The same for a checkpoint and any split: recorded, or groups found once more, as its training found them.
+def check_surroundings(state: TrainState, images: int) -> dict[str, Any]:
+    """How the training of a checkpoint found groups; {} where it took recorded cameras.
 
     Raises:
-        ImageError, ShardError: an image or shard that cannot be read.
         CheckpointError: settings that this version does not know.
+        ConfigError: a split with fewer images than groups.
     """
     if not takes_surroundings(state.recipe):
-        return ShardStore.open(root, split, cache=cache).camera_ids()
+        return {}
     found = {name: state.recipe.get(f"surroundings.{name}") for name in Surroundings.model_fields}
     try:
         how = Surroundings.model_validate(found).options()
@@ -82,7 +87,26 @@ def cameras_of_state(
     except ValidationError as error:
         do = "train with this version"
         raise CheckpointError(expected("a checkpoint whose surroundings this version knows", str(error), do)) from None
-    return find_surroundings(root, split, cache, **state.view, seed=seed, wait_s=wait_s, **how)
+    if images < how["groups"]:
+        what = f"a split of at least {how['groups']} images, as many as the checkpoint has groups of surroundings"
+        raise ConfigError(expected(what, images, "name a larger split"))
+    return {**how, **state.view, "seed": seed}
+
+
+def cameras_of_state(state: TrainState, place: Place, split: str, scale: Crew) -> Int64[ndarray, "images"]:
+    """What clusters of a checkpoint's features are made with: recorded cameras, or, where its training's relations took
+    them, groups of surroundings, found once more (the same on one machine; on another a few images may be elsewhere).
+
+    Raises:
+        ImageError, ShardError: an image or shard that cannot be read.
+        CheckpointError, ConfigError: see `check_surroundings`.
+    """
+    where = storage.absolute(place.root), split, near(place.cache)
+    manifest = read_manifest(*where[:2])
+    how = check_surroundings(state, manifest.num_images)
+    if not how or not relations_of(state).wants_cameras:
+        return ShardStore.open(where[0], split, cache=where[2]).camera_ids()
+    return find_surroundings(*where, digest=manifest.digest, cpus=scale.worker_cpus, wait_s=scale.wait_s, **how)
 
 
 def takes_surroundings(recipe: Mapping[str, Any]) -> bool:
@@ -90,35 +114,45 @@ def takes_surroundings(recipe: Mapping[str, Any]) -> bool:
     return recipe.get("cameras_from") == "surroundings"
 
 
-def wants_cameras(config: TrainConfig) -> bool:
-    """Whether a training reads cameras, wherever they are from."""
-    return config.camera_balanced or config.relations.wants_cameras
-
-
 def find_surroundings(
     root: str,
     split: str,
     cache: str | None,
     *,
+    digest: str,
     height: int,
     width: int,
     seed: int,
+    cpus: float,
     wait_s: float,
     groups: int = 8,
     edge: float = 0.1,
 ) -> Int64[ndarray, "images"]:
-    """The group of each image of a split; see `local.surroundings_of`, which gives the same."""
+    """The group of each image of a split; see `local.surroundings_of`, which gives the same.
+
+    Args:
+        digest: of the split's manifest; another split in its place is refused.
+        cpus: reserved by each task, at most 1.
+        wait_s: for each task, once it is the oldest.
+
+    Raises:
+        ImageError, ShardError: an image or shard that cannot be read, or another split.
+        GraclError: pictures whose edges are all alike.
+        WaitedTooLong: no room in the cluster.
+    """
     started, images = time.perf_counter(), read_manifest(root, split).num_images
-    plan = scan_plan(images, _BATCH)
-    task, progress = ray.remote(num_cpus=1)(_describe), Progress(f"surroundings of {split}", images)
+    tickets, progress = scan_plan(images, _BATCH).tickets, Progress(f"surroundings of {split}", images)
+    task = ray.remote(num_cpus=min(1, cpus))(_describe)
+    chunks = deque(tickets[first : first + _TICKETS] for first in range(0, len(tickets), _TICKETS))
+    # No more than the cluster has room for now: a queue would make it grow for some seconds of work.
+    asked, room = deque[Any](), max(1, int(ray.cluster_resources().get("CPU", 1)))
     parts = list[FeatureTable]()
     with refusals():
-        asked = [
-            task.remote(root, split, cache, plan.tickets[first : first + _TICKETS], height, width, edge)
-            for first in range(0, len(plan.tickets), _TICKETS)
-        ]
-        for part in asked:
-            parts.append(answer_of(part, f"the surroundings of some images of {split}", wait_s))
+        while chunks or asked:
+            while chunks and len(asked) < room:
+                asked.append(task.remote(root, split, cache, digest, chunks.popleft(), height, width, edge))
+            what, advice = f"the surroundings of some images of {split}", "look who holds the cluster's nodes"
+            parts.append(answer_of(asked.popleft(), what, wait_s, f"{advice}, or raise scale.wait_s"))
             progress(len(parts[-1].indices))
     found = group_surroundings(FeatureTable.gather(parts, images), groups=groups, seed=seed)
     sizes = np.bincount(found, minlength=groups)
@@ -130,9 +164,9 @@ def find_surroundings(
 
 
 def _describe(
-    root: str, split: str, cache: str | None, tickets: ndarray, height: int, width: int, edge: float
+    root: str, split: str, cache: str | None, digest: str, tickets: ndarray, height: int, width: int, edge: float
 ) -> FeatureTable:
-    store = ShardStore.open(root, split, cache=cache)
+    store = open_store(root, split, cache=cache, digest=digest)
     return describe_edges(store, Plan(epoch=0, tickets=tickets), height=height, width=width, edge=edge)
 
 
@@ -140,11 +174,11 @@ def _read(place: str, images: int, groups: int) -> Int64[ndarray, "images"]:
     """The groups of a run that is gone on with; nothing is unpickled."""
     try:
         found: ndarray = np.load(io.BytesIO(storage.read_bytes(place)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, BadZipFile, MemoryError) as error:
         raise CheckpointError(expected(f"groups of surroundings in {place}", str(error), "delete it")) from error
-    fits = found.dtype == np.int64 and found.shape == (images,) and images and 0 <= found.min() <= found.max() < groups
-    if not fits:
+    what, came = f"{images} whole numbers below {groups} in {place}", "none"
+    if isinstance(found, ndarray):
         came = f"{found.dtype} {found.shape}"
-        what = f"{images} whole numbers below {groups} in {place}"
-        raise CheckpointError(expected(what, came, "delete it: it is made anew"))
-    return found
+        if found.dtype == np.int64 and found.shape == (images,) and 0 <= found.min() <= found.max() < groups:
+            return found
+    raise CheckpointError(expected(what, came, "delete it: it is made anew"))

@@ -29,7 +29,7 @@ from gracl.runtime.salvage import is_whole, set_torn_aside
 from gracl.runtime.session import Demand, interruptible, session, unreachable
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.stream import open_stream
-from gracl.runtime.surroundings import cameras_of_run, wants_cameras
+from gracl.runtime.surroundings import cameras_of_run
 from gracl.runtime.terminal import EpochsShown, watching
 from gracl.runtime.tracking import MlflowCallback, attempt, closing, is_complete, leave_text, mend, tracking_uri
 from gracl.runtime.waiting import answer_of
@@ -189,10 +189,11 @@ def learn(run: Run, uri: str, callbacks: Sequence[UserCallback] = ()) -> None:
     # A remote train split is not copied to the driver's node for nothing: only its cameras may be wanted here.
     # Beside who asks for them, the figures of clusters do, where the split lies here and has any.
     known = storage.is_local(run.root) and run.manifests[data.train].num_cameras > 0
+    wanted = config.camera_balanced or config.relations.wants_cameras
     needed = [split for split in (data.query, data.gallery) if split]
     stores = {split: ShardStore.open(run.root, split, cache=data.cache) for split in needed}
     judged_by = [ray.put((stores[data.query].identities(), stores[data.gallery].identities()))] if data.query else []
-    cameras = [ray.put(cameras_of_run(run))] if wants_cameras(config) or known else []
+    cameras = [ray.put(cameras_of_run(run))] if wanted or known else []
     actor = start_relations(run, board, cameras, onlooker_of(run, uri) if config.review_every else None)
     trainer = TorchTrainer(
         partial(train_worker, describe_job(run, board, actor, judged_by, cameras if config.camera_balanced else None)),

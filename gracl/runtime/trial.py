@@ -94,7 +94,7 @@ def describe_run(trial: Trial, history: Sequence[Mapping[str, float]], metric: s
 
 
 def cameras_used(config: TrainConfig) -> str:
-    """What of a training takes cameras, in words; "surroundings" first, where no camera id was read for them."""
+    """What of a training takes cameras, in words, and whether surroundings stood for them."""
     relations = config.relations
     parts = {
         "sampler": config.camera_balanced,

@@ -31,7 +31,7 @@ def test_a_method_can_be_laid_over_any_other(preset):
         {f"{section}.{name}" for section in one if section in ("relations", "loss") for name in one[section]}
         for one in values
     ]
-    assert {*values[0]} - {"relations", "loss"} <= {"camera_balanced", "cameras_from"}
+    assert {"cameras_from"} <= {*values[0]} - {"relations", "loss"} <= {"camera_balanced", "cameras_from"}
     assert names[0] == names[1], "a method must set all that another may have set"
 
 

@@ -1,13 +1,20 @@
 """A training whose cameras are groups of surroundings: what it takes, and what it does not read."""
 
+import re
+
 import numpy as np
 import pytest
 
 from benchmarks.local_twin import learn
+from gracl.cli import load_config
+from gracl.config import TrainConfig
 from gracl.errors import ConfigError
 from gracl.images.shards import ShardStore
 from gracl.local import surroundings_of
+from gracl.retrieval.card import model_card
 from gracl.runtime.runs import prepare
+from gracl.runtime.trial import cameras_used
+from gracl.types import UNKNOWN
 from tests.local.test_fit import assert_same_run
 from tests.toy import toy_config
 
@@ -54,8 +61,30 @@ def test_groups_depend_on_the_seed_and_on_nothing_else(toy_shards):
 
 
 def test_surroundings_that_nothing_takes_are_refused(toy_shards):
-    with pytest.raises(ConfigError, match="cameras_from=surroundings beside something that takes cameras"):
+    with pytest.raises(ConfigError, match="cameras_from=surroundings beside something that takes cameras.*") as told:
         toy_config(toy_shards, cameras_from="surroundings")
+    advised = re.findall(r"methods/\w+\.yaml", str(told.value))
+    words = [f"pipelines/presets/{advised[0]}", f"data.root={toy_shards}"]
+    assert load_config(TrainConfig, words).cameras_from == "surroundings"
+
+
+def test_a_split_without_any_camera_may_be_learnt_from(cameraless, tmp_path):
+    """What it is for."""
+    assert set(ShardStore.open(cameraless, "train").camera_ids().tolist()) == {UNKNOWN}
+    blind = {"data__query": "", "data__gallery": ""}
+    assert prepare(toy_config(cameraless, tmp_path, **TAKES | blind)).config.cameras_from == "surroundings"
+    with pytest.raises(ConfigError, match="two cameras or more.*or cameras_from=surroundings"):
+        prepare(toy_config(cameraless, tmp_path, **TAKES | blind | {"cameras_from": "recorded"}))
+
+
+def test_what_reads_cameras_is_told_with_what_stood_for_them(toy_shards):
+    asked = toy_config(toy_shards, **TAKES)
+    assert cameras_used(asked) == "nobody; surroundings: sampler, features, loss"
+    card = model_card("a", asked.recipe(), [])
+    assert "No camera ids were read: groups of images with like surroundings stood for cameras in: sampler" in card
+    recorded = toy_config(toy_shards, **TAKES | {"cameras_from": "recorded"})
+    assert cameras_used(recorded) == "sampler, features, loss"
+    assert "Camera ids of that split were read by: sampler, loss, features." in model_card("a", recorded.recipe(), [])
 
 
 def test_more_groups_than_images_are_refused_before_anything_runs(toy_shards, tmp_path):

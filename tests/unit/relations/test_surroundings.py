@@ -72,6 +72,11 @@ def test_fewer_different_pictures_than_groups_make_fewer_groups():
     assert same_partition(group_surroundings(edges, groups=8), truth)
 
 
+def test_pictures_whose_edges_are_all_alike_are_refused():
+    with pytest.raises(GraclError, match="pictures whose edges differ.*gracl_plus"):
+        group_surroundings(np.full((50, 24), 0.9, np.float32), groups=4)
+
+
 def test_what_cannot_be_grouped_is_refused():
     edges, _ = planted(groups=2, images=2)
     with pytest.raises(GraclError, match="as many images as the 5 groups.*lower surroundings.groups"):

@@ -14,7 +14,7 @@ from gracl.errors import CheckpointError, ConfigError, ShardError
 from gracl.images import storage
 from gracl.images.embeddings import ASKED, SCHEMA_VERSION, Asked, Part, write_manifest, write_part
 from gracl.images.shards import ShardStore
-from gracl.learning.checkpoint import TrainState, save_state
+from gracl.learning.checkpoint import TrainState, load_state, save_state
 from gracl.learning.encoder import build_encoder
 from gracl.learning.identity import model_digest
 from gracl.locks import holding
@@ -252,6 +252,23 @@ def test_settings_are_those_of_the_training_and_what_is_given_wins(checkpoint, t
     assert settings_of(table, tmp_path / "2", "relations.eps=0.3") == (str(folder), 0.3, 12, 6)
     assert settings_of(table, tmp_path / "3", "checkpoint=''") == ("the defaults", 0.6, 30, 6)
     assert "relations are the defaults" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cameras_from", ["recorded", "surroundings"])
+def test_cameras_of_a_table_are_not_taken_for_groups_of_surroundings(checkpoint, tmp_path, capsys, cameras_from):
+    state = load_state(str(checkpoint[0]))
+    recipe = state.recipe | {"relations.centre": "camera", "relations.camera_aware": True, "cameras_from": cameras_from}
+    save_state(replace(state, recipe=recipe), tmp_path / "epoch-0001")
+    table = tmp_path / "table"
+    make_table(table, asked(tmp_path, model=checkpoint[1]), cameras=[str(1 + row % 2) for row in range(ROWS)])
+    named = f"checkpoint={tmp_path / 'epoch-0001'}"
+    settings_of(table, tmp_path / "out", named)
+    relations = json.loads((tmp_path / "out" / "groups.json").read_text())["relations"]
+    recorded = cameras_from == "recorded"
+    assert (relations["centre"], relations["camera_aware"]) == (("camera", True) if recorded else ("none", False))
+    assert ("took groups of surroundings for cameras" in capsys.readouterr().err) != recorded
+    settings_of(table, tmp_path / "given", named, "relations.centre=camera")
+    assert json.loads((tmp_path / "given" / "groups.json").read_text())["relations"]["centre"] == "camera"
 
 
 def test_settings_of_another_model_in_the_same_place_do_not_hold(checkpoint, tmp_path, capsys):

@@ -29,7 +29,7 @@ from gracl.relations.surroundings import group_surroundings
 from gracl.types import UNKNOWN
 
 GROUPS = (4, 8, 16, 32)
-SHOWN_GROUPS, SHOWN = 8, 16
+SHOWN_GROUPS, SHOWN = 8, 12
 
 
 def quarters(store: ShardStore, height: int, width: int) -> np.ndarray:
@@ -94,7 +94,7 @@ def draw(root: str, height: int, width: int, picture: str) -> None:
                 axis.imshow(eval_view(store.read(some[place : place + 1])[0], height=height, width=width))
         line[0].set_title(f"group {group + 1}: {len(mine)} images", fontsize=7, loc="left", pad=2)
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.97, 0.05, 0.2)
-    figure.savefig(picture, dpi=110)
+    figure.savefig(picture, dpi=72)
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ from gracl.errors import GraclError, expected
 from gracl.randomness import rng
 
 # Rows that the centres are found from, all others being given to the nearest; k-means of 24 values needs no more.
-SAMPLE = 200_000
-_STARTS = 4
+SAMPLE = 50_000
+# Four left k-means at a worse end for one seed of six on one world (docs/results.md, section 22), whose run then failed.
+_STARTS = 32
 
 
 def group_surroundings(
@@ -35,7 +36,7 @@ def group_surroundings(
     Args:
         edges: from `edges.edge_colours`, in order of index.
         groups: how many are looked for.
-        seed: of k-means, the best of four starts.
+        seed: of k-means, the best of 32 starts.
 
     Raises:
         GraclError: fewer images than groups, values that are not finite, or edges that are all alike.

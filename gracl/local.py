@@ -113,7 +113,7 @@ def direct_relator(
     `cameras` stand for those of the train split's shards, where they are given.
     """
     train = stores[splits.train]
-    cameras = train.camera_ids() if cameras is None else cameras
+    cameras = _cameras(train, cameras)
     return kind(
         len(train),
         query=stores[splits.query].identities() if splits.query else None,
@@ -121,6 +121,19 @@ def direct_relator(
         cameras=cameras if (cameras >= 0).any() else None,
         **(relations or {}),
     )
+
+
+def _cameras(train: ShardStore, given: Int64[ndarray, "images"] | None) -> Int64[ndarray, "images"]:
+    """Those of the shards, or what stands for them.
+
+    Raises:
+        ConfigError: of another number of images.
+    """
+    if given is None:
+        return train.camera_ids()
+    if len(given) != len(train):
+        raise ConfigError(expected(f"a camera for each of {len(train)} images", len(given), "take those of this split"))
+    return given
 
 
 def surroundings_of(
@@ -205,7 +218,7 @@ def fit(
         threads=decode_threads,
         drawer=partial(draw_augmentation, **size, **(views or {})) if views_on == "device" else None,
     )
-    cameras, study = train.camera_ids() if cameras is None else cameras, Study(folder, write_bytes)
+    cameras, study = _cameras(train, cameras), Study(folder, write_bytes)
     options.setdefault("fall_back", (relations or {}).get("on_collapse") == "keep_previous")
     return fit_ports(
         state,

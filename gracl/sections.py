@@ -79,7 +79,7 @@ class Surroundings(Section):
     """Groups of images with like edges, which stand for cameras where nobody knows them (method.md)."""
 
     groups: Annotated[int, Field(ge=2)] = Field(
-        8, description="how many there are: about as many as there are cameras, or twice as many"
+        8, description="how many there are; of 4, 8 and 16 eight did best on worlds of 3 to 12 cameras"
     )
     edge: float = Field(
         0.1, gt=0, le=0.5, description="width of the four edges that are looked at, as a share of the image's side"

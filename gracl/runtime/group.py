@@ -7,7 +7,7 @@ who repeats the command writes all three anew. The same table and settings give 
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -129,18 +129,18 @@ def _relations(config: GroupConfig, table: EmbeddingTable) -> tuple[Grouping, st
         CheckpointError: the one that was named cannot be read.
     """
     base, origin = Grouping(), "the defaults"
+    given = {name: getattr(config.relations, name) for name in config.relations.model_fields_set}
     if config.checkpoint:
-        base, origin = _of_checkpoint(config.checkpoint), storage.absolute(config.checkpoint)
+        base, origin = _of_checkpoint(config.checkpoint, given), storage.absolute(config.checkpoint)
     elif config.checkpoint is None:
         try:
             encoder, view = load_model(table.checkpoint)
             if model_digest(encoder, view) != table.asked.model:
                 came = "another model"
                 raise CheckpointError(expected(f"the table's model at {table.checkpoint}", came, "name its own"))
-            base, origin = _of_checkpoint(table.checkpoint), table.checkpoint
+            base, origin = _of_checkpoint(table.checkpoint, given), table.checkpoint
         except CheckpointError as error:
             say(f"note: relations are the defaults where none are given, not those of the training: {error}")
-    given = {name: getattr(config.relations, name) for name in config.relations.model_fields_set}
     try:
         return Grouping.model_validate(base.options() | given), origin
     except ValidationError as error:  # a rule over several settings, of which some were given
@@ -162,17 +162,21 @@ def _for_tracks(relations: Grouping, config: GroupConfig, known: _Known) -> Grou
     return relations.model_copy(update=fewer)
 
 
-def _of_checkpoint(uri: str) -> Grouping:
+def _of_checkpoint(uri: str, given: Container[str]) -> Grouping:
     state = load_any_state(storage.absolute(uri))
     found = relations_of(state)
     settings = {name: getattr(found, name) for name in Grouping.model_fields}
-    if takes_surroundings(state.recipe) and found.wants_cameras:
+    if takes_surroundings(state.recipe):
         # A table has no pictures whose surroundings could be looked at, and cameras that are recorded are others.
-        settings |= {"centre": "none", "camera_aware": False}
-        say(
-            "note: the training took groups of surroundings for cameras; a table has no pictures, so features are "
-            "grouped as they are; give relations.centre=camera where the table's own cameras shall be used"
-        )
+        without = {"centre": "none" if found.centre == "camera" else found.centre, "camera_aware": False}
+        changed = [f"relations.{name}={without[name]}" for name in without if settings[name] != without[name]]
+        changed = [words for words in changed if words.partition("=")[0].removeprefix("relations.") not in given]
+        settings |= without
+        if changed:
+            say(
+                "note: the training took groups of surroundings for cameras, and a table has no pictures: "
+                f"{', '.join(changed)}; give relations.centre=camera where the table's own cameras shall be used"
+            )
     return Grouping(**settings)
 
 

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import ray
@@ -33,7 +32,7 @@ from gracl.runtime.session import refusals
 from gracl.runtime.stream import open_store
 from gracl.runtime.waiting import answer_of
 from gracl.sections import Crew, Place, Surroundings
-from gracl.types import FeatureTable, Plan
+from gracl.types import UNKNOWN, FeatureTable, Plan
 
 FILE = "surroundings.npy"
 _BATCH, _TICKETS = 256, 16
@@ -65,20 +64,18 @@ def cameras_of_run(run: Run) -> Int64[ndarray, "images"]:
         wait_s=config.scale.wait_s,
         **config.surroundings.options(),
     )
-    written = io.BytesIO()
-    np.save(written, found, allow_pickle=False)
-    storage.write_bytes(place, written.getvalue())
+    storage.write_bytes(place, _written(found))
     return found
 
 
 def check_surroundings(state: TrainState, images: int) -> dict[str, Any]:
-    """How the training of a checkpoint found groups; {} where it took recorded cameras.
+    """How the relations of a checkpoint's training found groups; {} where they took recorded cameras, or none.
 
     Raises:
         CheckpointError: settings that this version does not know.
         ConfigError: a split with fewer images than groups.
     """
-    if not takes_surroundings(state.recipe):
+    if not takes_surroundings(state.recipe) or not relations_of(state).wants_cameras:
         return {}
     found = {name: state.recipe.get(f"surroundings.{name}") for name in Surroundings.model_fields}
     try:
@@ -96,6 +93,7 @@ def check_surroundings(state: TrainState, images: int) -> dict[str, Any]:
 def cameras_of_state(state: TrainState, place: Place, split: str, scale: Crew) -> Int64[ndarray, "images"]:
     """What clusters of a checkpoint's features are made with: recorded cameras, or, where its training's relations took
     them, groups of surroundings, found once more (the same on one machine; on another a few images may be elsewhere).
+    All unknown where only the sampler took groups.
 
     Raises:
         ImageError, ShardError: an image or shard that cannot be read.
@@ -104,7 +102,9 @@ def cameras_of_state(state: TrainState, place: Place, split: str, scale: Crew) -
     where = storage.absolute(place.root), split, near(place.cache)
     manifest = read_manifest(*where[:2])
     how = check_surroundings(state, manifest.num_images)
-    if not how or not relations_of(state).wants_cameras:
+    if not how and takes_surroundings(state.recipe):
+        return np.full(manifest.num_images, UNKNOWN, np.int64)
+    if not how:
         return ShardStore.open(where[0], split, cache=where[2]).camera_ids()
     return find_surroundings(*where, digest=manifest.digest, cpus=scale.worker_cpus, wait_s=scale.wait_s, **how)
 
@@ -170,15 +170,21 @@ def _describe(
     return describe_edges(store, Plan(epoch=0, tickets=tickets), height=height, width=width, edge=edge)
 
 
+def _written(groups: Int64[ndarray, "images"]) -> bytes:
+    """A file of NumPy's."""
+    file = io.BytesIO()
+    np.save(file, groups, allow_pickle=False)
+    return file.getvalue()
+
+
 def _read(place: str, images: int, groups: int) -> Int64[ndarray, "images"]:
-    """The groups of a run that is gone on with; nothing is unpickled."""
-    try:
-        found: ndarray = np.load(io.BytesIO(storage.read_bytes(place)), allow_pickle=False)
-    except (ValueError, EOFError, BadZipFile, MemoryError) as error:
-        raise CheckpointError(expected(f"groups of surroundings in {place}", str(error), "delete it")) from error
-    what, came = f"{images} whole numbers below {groups} in {place}", "none"
-    if isinstance(found, ndarray):
-        came = f"{found.dtype} {found.shape}"
-        if found.dtype == np.int64 and found.shape == (images,) and 0 <= found.min() <= found.max() < groups:
+    """The groups of a run that is gone on with. Only a file with the header that we write is looked into."""
+    content = storage.read_bytes(place)
+    values = 8 * images
+    head = _written(np.zeros(images, np.int64))[:-values]
+    if len(content) == len(head) + values and content.startswith(head):
+        found = np.frombuffer(content, np.int64, offset=len(head)).copy()
+        if 0 <= found.min() <= found.max() < groups:
             return found
+    what, came = f"{images} whole numbers below {groups} in {place}", f"{len(content)} bytes that are not"
     raise CheckpointError(expected(what, came, "delete it: it is made anew"))

@@ -10,7 +10,8 @@ from gracl.cli import load_config
 from gracl.config import TrainConfig
 from gracl.errors import ConfigError
 from gracl.images.shards import ShardStore
-from gracl.local import surroundings_of
+from gracl.learning.fit import Splits
+from gracl.local import direct_relator, surroundings_of
 from gracl.retrieval.card import model_card
 from gracl.runtime.runs import prepare
 from gracl.runtime.trial import cameras_used
@@ -50,6 +51,12 @@ def test_groups_are_taken_as_recorded_cameras_would_be(toy_shards, found, monkey
 def test_no_recorded_camera_is_read(toy_shards, found, monkeypatch):
     monkeypatch.setattr(ShardStore, "camera_ids", lambda self: pytest.fail("a camera id was read"))
     assert_same_run(learn(toy_config(toy_shards, **TAKES)), found)
+
+
+def test_cameras_of_another_split_are_refused(toy_shards):
+    stores = {"train": ShardStore.open(toy_shards, "train")}
+    with pytest.raises(ConfigError, match=f"a camera for each of {len(stores['train'])} images.*came 3"):
+        direct_relator(stores, Splits("train", "", ""), cameras=np.zeros(3, np.int64))
 
 
 def test_groups_depend_on_the_seed_and_on_nothing_else(toy_shards):

@@ -267,7 +267,8 @@ def test_cameras_of_a_table_are_not_taken_for_groups_of_surroundings(checkpoint,
     recorded = cameras_from == "recorded"
     assert (relations["centre"], relations["camera_aware"]) == (("camera", True) if recorded else ("none", False))
     assert ("took groups of surroundings for cameras" in capsys.readouterr().err) != recorded
-    settings_of(table, tmp_path / "given", named, "relations.centre=camera")
+    settings_of(table, tmp_path / "given", named, "relations.centre=camera", "relations.camera_aware=false")
+    assert "took groups of surroundings" not in capsys.readouterr().err
     assert json.loads((tmp_path / "given" / "groups.json").read_text())["relations"]["centre"] == "camera"
 
 

@@ -26,6 +26,7 @@ from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view
 from gracl.randomness import rng
 from gracl.relations.surroundings import group_surroundings
+from gracl.retrieval.agreement import purity
 from gracl.types import UNKNOWN
 
 GROUPS = (4, 8, 16, 32)
@@ -38,7 +39,7 @@ def quarters(store: ShardStore, height: int, width: int) -> np.ndarray:
     rows = []
     for image in store.read(np.arange(len(store))):
         picture = view(image).astype(np.float32) / 255
-        parts = [half for rows_ in np.array_split(picture, 2) for half in np.array_split(rows_, 2, axis=1)]
+        parts = [part for half in np.array_split(picture, 2) for part in np.array_split(half, 2, axis=1)]
         rows.append([value for how in (np.mean, np.std) for part in parts for value in how(part, axis=(0, 1))])
     return np.asarray(rows, np.float32)
 
@@ -47,9 +48,8 @@ def told(labels: np.ndarray, cameras: np.ndarray, objects: np.ndarray) -> dict[s
     """What groups tell of who took and who is on the images."""
     known = cameras != UNKNOWN
     labels, cameras = labels[known], cameras[known]
-    purity = sum(np.bincount(cameras[labels == group]).max() for group in np.unique(labels)) / len(labels)
     return {
-        "camera_purity": round(float(purity), 3),
+        "camera_purity": round(purity(labels, cameras), 3),
         "camera_information": round(float(adjusted_mutual_info_score(cameras, labels)), 3),
         "object_information": round(float(adjusted_mutual_info_score(objects[known], labels)), 3),
     }

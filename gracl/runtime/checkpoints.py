@@ -1,9 +1,10 @@
 """Checkpoints by URI: `learning/checkpoint.py` reads folders of this machine, runs may be kept elsewhere."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -70,6 +71,11 @@ def relations_of(state: TrainState) -> Relations:
         raise CheckpointError(
             expected("a checkpoint whose relations this version knows", str(error), "train with this version")
         ) from None
+
+
+def takes_surroundings(recipe: Mapping[str, Any]) -> bool:
+    """Whether a run of this recipe took groups of surroundings for cameras."""
+    return recipe.get("cameras_from") == "surroundings"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ who repeats the command writes all three anew. The same table and settings give 
 import io
 import json
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -31,10 +31,9 @@ from gracl.relations.tracks import LEAST, fewer_neighbours
 from gracl.retrieval.group_sheets import mean_confidences
 from gracl.retrieval.page import page
 from gracl.runtime.album import Album
-from gracl.runtime.checkpoints import load_any_state, load_model, relations_of
+from gracl.runtime.checkpoints import load_any_state, load_model, relations_of, takes_surroundings
 from gracl.runtime.group_page import parts
 from gracl.runtime.progress import SECONDS_BETWEEN_LINES, say
-from gracl.runtime.surroundings import takes_surroundings
 from gracl.sections import Grouping
 from gracl.types import NOISE, UNKNOWN
 from gracl.uses import GroupConfig
@@ -162,20 +161,19 @@ def _for_tracks(relations: Grouping, config: GroupConfig, known: _Known) -> Grou
     return relations.model_copy(update=fewer)
 
 
-def _of_checkpoint(uri: str, given: Container[str]) -> Grouping:
+def _of_checkpoint(uri: str, given: Collection[str]) -> Grouping:
     state = load_any_state(storage.absolute(uri))
     found = relations_of(state)
     settings = {name: getattr(found, name) for name in Grouping.model_fields}
     if takes_surroundings(state.recipe):
         # A table has no pictures whose surroundings could be looked at, and cameras that are recorded are others.
-        without = {"centre": "none" if found.centre == "camera" else found.centre, "camera_aware": False}
-        changed = [f"relations.{name}={without[name]}" for name in without if settings[name] != without[name]]
-        changed = [words for words in changed if words.partition("=")[0].removeprefix("relations.") not in given]
-        settings |= without
-        if changed:
+        asked = {"centre": ("camera", "none"), "camera_aware": (True, False)}
+        replaced = {name: without for name, (taken, without) in asked.items() if settings[name] == taken}
+        settings |= replaced
+        if set(replaced) - set(given):
             say(
-                "note: the training took groups of surroundings for cameras, and a table has no pictures: "
-                f"{', '.join(changed)}; give relations.centre=camera where the table's own cameras shall be used"
+                "note: the training took groups of surroundings for cameras, and a table has no pictures: features are "
+                "grouped without; give relations.centre=camera where the table's own cameras shall be used"
             )
     return Grouping(**settings)
 

@@ -7,7 +7,6 @@ same. They are some seconds of work on each CPU for 10,000 images, once a run.
 import io
 import time
 from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from gracl.images.plans import scan_plan
 from gracl.images.shards import ShardStore
 from gracl.learning.checkpoint import TrainState
 from gracl.relations.surroundings import group_surroundings
-from gracl.runtime.checkpoints import relations_of
+from gracl.runtime.checkpoints import relations_of, takes_surroundings
 from gracl.runtime.describe import near
 from gracl.runtime.progress import Progress, say
 from gracl.runtime.runs import Run
@@ -107,11 +106,6 @@ def cameras_of_state(state: TrainState, place: Place, split: str, scale: Crew) -
     if not how:
         return ShardStore.open(where[0], split, cache=where[2]).camera_ids()
     return find_surroundings(*where, digest=manifest.digest, cpus=scale.worker_cpus, wait_s=scale.wait_s, **how)
-
-
-def takes_surroundings(recipe: Mapping[str, Any]) -> bool:
-    """Whether a run of this recipe took groups of surroundings for cameras."""
-    return recipe.get("cameras_from") == "surroundings"
 
 
 def find_surroundings(

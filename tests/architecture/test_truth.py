@@ -34,5 +34,6 @@ def test_only_a_comparison_a_review_and_a_calibration_ask_for_the_truth():
     asking = [module for module, names in ARROWS.items() if "gracl.runtime.truth" in names]
     assert asking == ["gracl.runtime.calibrate", "gracl.runtime.review", "gracl.runtime.trial"]
     asking = [module for module, names in ARROWS.items() if "gracl.retrieval.agreement" in names]
-    # The benchmark of clusterings learns nothing: it has labels and says how good they are.
-    assert asking == ["gracl.runtime.review", "gracl.runtime.truth", "benchmarks.bench_clusterings"]
+    # These two benchmarks learn nothing: they have labels or groups and say how good they are.
+    judging = ["benchmarks.bench_clusterings", "benchmarks.bench_surroundings"]
+    assert asking == ["gracl.runtime.review", "gracl.runtime.truth", *judging]

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +102,12 @@ def test_a_table_becomes_groups_a_summary_and_a_page(table, tmp_path, capsys):
     assert "relations are the defaults where none are given" in capsys.readouterr().err
     assert result["groups"] == OBJECTS
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix not in (".parquet", ".json", ".html")]
+
+
+def test_neither_ray_nor_mlflow_is_loaded():
+    code = "import sys, gracl.runtime.group; print(sorted({'ray', 'mlflow'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_page_holds_its_pictures_and_fetches_nothing(table, tmp_path):

@@ -21,7 +21,8 @@ from ray.cluster_utils import Cluster
 from benchmarks.bench_epoch import machine
 from benchmarks.features import district
 from gracl.randomness import rng
-from gracl.runtime.relation_actor import RayRelator, start_relation_actor
+from gracl.runtime.relation_actor import start_relation_actor
+from gracl.runtime.relator import RayRelator
 from gracl.types import Assignment, FeatureTable
 
 OPTIONS = {"k1": 30, "k2": 6, "eps": 0.6, "min_samples": 4}

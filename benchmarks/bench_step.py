@@ -27,6 +27,7 @@ from gracl.config import TrainConfig
 from gracl.images.plans import identity_plan
 from gracl.images.views import draw_augmentation
 from gracl.learning.casting import autocast
+from gracl.learning.compiling import compile_encoder
 from gracl.learning.fit import encode, train_epoch
 from gracl.learning.pixels import augmented, normalise
 from gracl.local import OneRank
@@ -64,6 +65,8 @@ def variant(config: TrainConfig, seconds: float) -> dict[str, float]:
     torch.set_num_threads(config.scale.worker_threads)
     lesson = describe_lesson(config)
     encoder, criterion, optimizer = build(lesson, device)
+    if config.scale.compile:
+        compile_encoder(encoder)
     casting, size = autocast(device, config.precision), (config.data.height, config.data.width, 3)
     draw = rng(0, "bench-step")
     labels = (np.arange(IMAGES) % CLUSTERS).astype(np.int64)

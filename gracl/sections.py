@@ -329,6 +329,11 @@ class Scale(Crew):
     deterministic: bool = Field(
         False, description="workers use torch's deterministic algorithms alone: slower on a GPU, the same in every run"
     )
+    compile: bool = Field(
+        False,
+        description="workers compile the network: a minute or more at the start, then faster steps on a GPU; other "
+        "rounding",
+    )
     resize_s: float = Field(60.0, gt=0, description="elastic: seconds between looks for room for more workers")
 
     def crews(self) -> range:

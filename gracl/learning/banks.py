@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from gracl.learning.travel import sent
 from gracl.types import Proxies
 
 Start = Literal["mined", "centroid"]
@@ -70,9 +71,12 @@ class Bank:
     def follow(
         self, features: Float32[Tensor, "batch dim"], labels: Int64[Tensor, "batch"], clusters: Clusters
     ) -> None:
-        """Moves the rows of the clusters in the batch; those of others stay."""
+        """Moves the rows of the clusters in the batch; those of others stay.
+
+        The labels are told on the host, so that nobody has to ask a GPU how many rows are to be moved.
+        """
         if self.update == "selected":
-            chosen = scores(self.choice, features, labels, self.rows, clusters)
+            chosen = scores(self.choice, features, sent(labels, features.device), self.rows, clusters)
             present, rows = select_lowest(chosen, labels)
             mix(self.rows, present, features[rows], self.momentum)
         elif self.update == "every":
@@ -97,9 +101,13 @@ def mix_in_turn(
     features: Float32[Tensor, "batch dim"],
     momentum: float,
 ) -> None:
-    """The same for every row of the batch, one after the other where an entry comes more than once."""
+    """The same for every row of the batch, one after the other where an entry comes more than once.
+
+    `entries` are told on the host.
+    """
     for rows in in_turn(entries):
-        mix(bank, entries[rows], features[rows], momentum)
+        here, there = sent(entries[rows], bank.device), sent(rows, bank.device)
+        mix(bank, here, features[there], momentum)
 
 
 def scores(
@@ -135,15 +143,19 @@ def select_lowest(
 
     Two stable sorts and no atomics, so the answer is the same on every device and every run.
 
+    Args:
+        scores: on any device.
+        labels: on the host.
+
     Returns:
-        The labels that are present, and the row selected for each.
+        The labels that are present, and the row selected for each; on the device of the scores.
     """
+    ordered = labels.sort().values
+    first = _starts(ordered).nonzero().flatten()
     by_score = torch.argsort(scores, stable=True)
-    by_label = torch.argsort(labels[by_score], stable=True)
+    by_label = torch.argsort(sent(labels, scores.device)[by_score], stable=True)
     rows = by_score[by_label]
-    ordered = labels[rows]
-    first = _starts(ordered)
-    return ordered[first], rows[first]
+    return sent(ordered[first], scores.device), rows[sent(first, scores.device)]
 
 
 def in_turn(labels: Int64[Tensor, "batch"]) -> Iterator[Int64[Tensor, "rows"]]:
@@ -159,13 +171,13 @@ def in_turn(labels: Int64[Tensor, "batch"]) -> Iterator[Int64[Tensor, "rows"]]:
 def means(
     features: Float32[Tensor, "batch dim"], labels: Int64[Tensor, "batch"]
 ) -> tuple[Int64[Tensor, "present"], Float32[Tensor, "present dim"]]:
-    """The labels that are present, ascending, and the mean of the rows of each.
+    """The labels that are present, ascending, and the mean of the rows of each, on the device of the features.
 
-    As a product: sums by index would be made in an order of no certainty on a GPU.
+    As a product: sums by index would be made in an order of no certainty on a GPU. The labels are told on the host.
     """
     present = torch.unique(labels)
-    member = (present[:, None] == labels).to(features.dtype)
-    return present, member @ features / member.sum(1, keepdim=True)
+    member = sent((present[:, None] == labels).to(features.dtype), features.device)
+    return sent(present, features.device), member @ features / member.sum(1, keepdim=True)
 
 
 def _starts(ordered: Int64[Tensor, "batch"]) -> Tensor:

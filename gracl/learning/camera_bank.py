@@ -36,7 +36,8 @@ class CameraBank:
         self.rows = torch.tensor(proxies.rows, device=device)
         self._clusters = torch.tensor(proxies.clusters, device=device)
         self._cameras = torch.tensor(proxies.cameras, device=device)
-        self._of_image = torch.tensor(proxies.of_image, device=device)
+        self._of_image_here = torch.tensor(proxies.of_image)
+        self._of_image = self._of_image_here.to(device)
 
     def loss(
         self, features: Float[Tensor, "batch dim"], images: Int64[Tensor, "batch"], temperature: float
@@ -67,5 +68,5 @@ class CameraBank:
             return within + ACROSS * pulled.mean()
 
     def follow(self, features: Float32[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> None:
-        """Moves the rows of the images in the batch towards them, one after the other."""
-        mix_in_turn(self.rows, self._of_image[images], features, self.momentum)
+        """Moves the rows of the images in the batch towards them, one after the other; `images` are on the host."""
+        mix_in_turn(self.rows, self._of_image_here[images], features, self.momentum)

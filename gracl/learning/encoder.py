@@ -4,6 +4,7 @@ The neck is a batch norm whose bias stays 0, after Luo et al., "Bag of tricks an
 re-identification" (2019); the order trunk, pooling, neck, unit length is method.md section 4.6.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ class Encoder(nn.Module):
         feature_size: length of a feature.
         options: the keywords of `build_encoder` that make this architecture again, plain values; `weights` is None
             there, because whoever rebuilds an encoder loads its state afterwards.
+        backend: what its calls are compiled by, see `compiling.py`; "" where they are not.
     """
+
+    backend: str | Callable[..., Any] = ""
 
     def __init__(self, trunk: nn.Module, pool: nn.Module, *, width: int, feature_size: int = 0) -> None:
         super().__init__()

@@ -23,15 +23,17 @@ from torch import Tensor, nn
 from gracl.learning.answers import ask, settled
 from gracl.learning.casting import autocast
 from gracl.learning.checkpoint import TrainState
+from gracl.learning.compiling import as_written
 from gracl.learning.encoder import Encoder
 from gracl.learning.epoch_report import Clock, describe_epoch
 from gracl.learning.guards import NOWHERE, Study, bad_step, check_weights, guarded_loss
 from gracl.learning.losses import Criterion
 from gracl.learning.midway import Keeper, Kept, MidwayKeeper
-from gracl.learning.optim import load_optimizer, set_rate
+from gracl.learning.optim import can_pass_over, load_optimizer, pass_over_bad, set_rate
 from gracl.learning.pixels import to_device
 from gracl.learning.sameness import SameWeights
 from gracl.learning.teacher import Teacher
+from gracl.learning.travel import Leaving, brought, sent
 from gracl.types import Assignment, Batch, EpochReport, FeatureTable, Plan, RetrievalReport
 
 
@@ -244,7 +246,7 @@ def fit(
             criterion,
             optimizer,
             clock.fed("train", batches.picks(plan, begun.step if begun else 0)),
-            torch.from_numpy(plan.tickets).to(device),
+            torch.from_numpy(plan.tickets),
             ranks,
             casting,
             clip_norm,
@@ -297,41 +299,64 @@ def train_epoch(
     taken: Sequence[Float32[Tensor, "5"]] = (),
     kept: Kept | None = None,
     study: Study = NOWHERE,
+    ahead: bool | None = None,
 ) -> Float[Tensor, "steps 5"]:
     """One pass over the plan: pick, pull to the proxies, step, move the proxies.
 
-    `tickets` are those of the whole plan, so each rank knows the others' images without asking.
+    `tickets` are those of the whole plan, on the host, so each rank knows the others' images without asking.
     Those `stepped` are told the number of each step once it has been taken. `taken` are the rows of the steps that were
     taken before, with which `picks` must not begin again; `kept` is called at the end of each step.
+
+    With `ahead`, the default on a GPU where nothing is `kept`, the next pictures go through the network before anybody
+    looks whether the last gradient was one, so that the GPU need not wait for the host: the same numbers, since the
+    network knows no proxies. What is bad is not learnt either way: the optimizer itself takes no such step.
 
     Returns:
         Loss, inter-ID, intra-ID, instance and camera term of each step, the mean over the ranks.
     """
     learner.train()
-    device, parameters = tickets.device, [weight for weight in learner.parameters() if weight.requires_grad]
+    parameters = [weight for weight in learner.parameters() if weight.requires_grad]
+    device = parameters[0].device
+    there = sent(tickets, device)
     steps, part = tickets.shape[0], tickets.shape[1] // ranks.size
     mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
+    if ahead is None:
+        ahead = device.type == "cuda" and kept is None and can_pass_over(optimizer)
     rows = list(taken)
+
+    def follow(batch: Batch, features: Tensor, norm: Tensor, leaving: Leaving) -> None:
+        seen = ranks.gather(features)
+        # Gradients are averages over the ranks by now: a bad loss anywhere is a bad norm everywhere.
+        if not torch.isfinite(leaving.arrived()):
+            raise bad_step(study, batch, there, seen, norm, criterion, learner, ranks.rank)
+        criterion.update(seen, tickets[batch.ticket])
+
+    due: Callable[[], None] | None = None
     for batch in picks:
         pictures = to_device(batch, device)
         with casting:
             features = learner(pictures)
-        terms = criterion(features, tickets[batch.ticket, mine])
+        if due:
+            due()
+        terms = criterion(features, there[batch.ticket, mine])
         optimizer.zero_grad(set_to_none=True)
         guarded_loss(terms, features).backward()
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)
-        # Gradients are averages over the ranks by now: a bad loss anywhere is a bad norm everywhere.
-        if not torch.isfinite(norm):
-            seen = ranks.gather(features.detach())  # the exchange that a healthy rank is about to make too
-            raise bad_step(study, batch, tickets, seen, norm, criterion, learner, ranks.rank)
+        due = partial(follow, batch, features.detach(), norm, Leaving(norm))
+        if ahead:
+            pass_over_bad(optimizer, norm)
+        else:
+            due()
+            due = None
         optimizer.step()
-        criterion.update(ranks.gather(features.detach()), tickets[batch.ticket])
         for tell in stepped:
             tell(len(rows))
         rows.append(terms.row())
         progress("train", len(rows), steps)
         if kept:
             kept(rows, steps)
+    if due:
+        due()
     if len(rows) != steps:
         raise RuntimeError(f"our mistake: the plan has {steps} steps, {len(rows)} came")
     return ranks.average(torch.stack(rows))
@@ -348,12 +373,19 @@ def encode(
     encoder.eval()
     device = next(encoder.parameters()).device
     indices, features, done = [np.zeros(0, np.int64)], [np.zeros((0, encoder.feature_size), np.float32)], 0
-    for batch in scan:
-        with casting:
-            rows = encoder(to_device(batch, device))
-        indices.append(batch.indices)
-        features.append(rows.float().cpu().numpy())
-        done += len(batch.indices)
+
+    def described() -> Iterator[Tensor]:
+        most = 0
+        for batch in scan:
+            most = max(most, len(batch.indices))
+            with casting, as_written(encoder, len(batch.indices) < most):
+                rows = encoder(to_device(batch, device))
+            indices.append(batch.indices)
+            yield rows.float()
+
+    for rows in brought(described()):
+        features.append(rows.numpy())
+        done += len(rows)
         progress(done)
     return FeatureTable(np.concatenate(indices), np.concatenate(features))
 

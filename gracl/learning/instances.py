@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from gracl.learning.banks import mix_in_turn
+from gracl.learning.travel import sent
 from gracl.types import Instances
 
 
@@ -32,9 +33,10 @@ class InstanceBank:
     def begin(self, instances: Instances, images: int, device: torch.device | str) -> None:
         """A new epoch's rows, as copies; `images` are those of the split."""
         self.rows = torch.tensor(instances.rows, device=device)
-        known, self._table = torch.unique(torch.tensor(instances.images, device=device), return_inverse=True)
-        self._row_of = torch.full((images,), -1, device=device)
-        self._row_of[known] = torch.arange(len(known), device=device)
+        known, table = torch.unique(torch.tensor(instances.images), return_inverse=True)
+        self._table = table.to(device)
+        self._row_of = torch.full((images,), -1)
+        self._row_of[known] = torch.arange(len(known))
 
     def hardest(
         self, features: Float[Tensor, "batch dim"], labels: Int64[Tensor, "batch"]
@@ -59,7 +61,10 @@ class InstanceBank:
             return F.cross_entropy(self.hardest(features.float(), labels) / temperature, labels)
 
     def follow(self, features: Float32[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> None:
-        """Moves the rows of the images in the batch towards what they are now, in the order of the batch."""
+        """Moves the rows of the images in the batch towards what they are now, in the order of the batch.
+
+        The images are told on the host.
+        """
         rows = self._row_of[images]
-        shown = rows >= 0
-        mix_in_turn(self.rows, rows[shown], features[shown], self.momentum)
+        shown = (rows >= 0).nonzero().flatten()
+        mix_in_turn(self.rows, rows[shown], features[sent(shown, features.device)], self.momentum)

@@ -43,6 +43,8 @@ class GroupBatchNorm1d(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises each group of rows by its own statistics (training) or by the running ones (evaluation)."""
         first, *others = _groups(self, input, self.group)
+        if others and torch.compiler.is_compiling() and _is_common(self):
+            return at_once(self, input)
         return _join(super().forward(first), [_own_statistics(self, rows) for rows in others])
 
 
@@ -54,6 +56,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises each group of rows by its own statistics (training) or by the running ones (evaluation)."""
         first, *others = _groups(self, input, self.group)
+        if others and torch.compiler.is_compiling() and _is_common(self):
+            return at_once(self, input)
         return _join(super().forward(first), [_own_statistics(self, rows) for rows in others])
 
 
@@ -130,6 +134,37 @@ def _groups(norm: nn.Module, rows: Tensor, group: int) -> tuple[Tensor, ...]:
 def _own_statistics(norm: _BatchNorm, rows: Tensor) -> Tensor:
     """Batch norm that leaves the running statistics alone."""
     return F.batch_norm(rows, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+
+
+def at_once(norm: GroupBatchNorm1d | GroupBatchNorm2d, rows: Tensor) -> Tensor:
+    """All groups in one expression, the form that torch's compiler makes few kernels of; without it, the slower one.
+
+    Args:
+        norm: in training, with statistics that move by a fixed part.
+        rows: a multiple of its group, more than one.
+    """
+    seen = rows.view(-1, norm.group, *rows.shape[1:]).float()
+    variance, mean = torch.var_mean(seen, (1, *range(3, seen.ndim)), correction=0, keepdim=True)
+    channels = (-1, *[1] * (seen.ndim - 3))
+    normal = (seen - mean) * torch.rsqrt(variance + norm.eps)
+    normal = normal * norm.weight.view(channels) + norm.bias.view(channels)
+    _follow(norm, mean[0].detach().flatten(), variance[0].detach().flatten(), seen[0, :, 0].numel())
+    return normal.flatten(0, 1).to(rows.dtype)
+
+
+def _follow(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Running statistics move towards those of the first group."""
+    kept = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    if norm.momentum is None or kept[0] is None or kept[1] is None or kept[2] is None:
+        raise RuntimeError("our mistake: a batch norm without statistics that move by a fixed part")
+    kept[0].lerp_(mean, norm.momentum)
+    kept[1].lerp_(variance * (count / (count - 1)), norm.momentum)
+    kept[2].add_(1)
+
+
+def _is_common(norm: _BatchNorm) -> bool:
+    """Affine, with running statistics that move by a fixed part: as in every trunk of ours."""
+    return bool(norm.affine and norm.track_running_stats and norm.momentum is not None)
 
 
 def _join(first: Tensor, others: list[Tensor]) -> Tensor:

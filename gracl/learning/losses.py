@@ -53,7 +53,10 @@ class Criterion(Protocol):
         ...
 
     def update(self, features: Float[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> None:
-        """After the step, with the features and images of all ranks in the order of the global batch."""
+        """After the step, with the features and images of all ranks in the order of the global batch.
+
+        The images are on the host: which rows they move is then known there, without a question to the device.
+        """
         ...
 
     def moved(self) -> dict[str, Tensor]:
@@ -161,14 +164,16 @@ class ProxyContrast:
         if self._soft:
             told = _asked_for(assignment.consensus, "consensus", "smoothing")
             self._soft.begin(told, assignment.clusters, device)
-        self._labels = torch.tensor(assignment.labels, device=device)
+        self._labels_here = torch.tensor(assignment.labels)
+        self._labels = self._labels_here.to(device)
         self._clusters = Clusters.of(proxies, device)
         self._inter.begin(torch.tensor(proxies.inter, device=device), self._clusters)
         self._intra.begin(torch.tensor(proxies.intra, device=device), self._clusters)
 
     def __call__(self, features: Float[Tensor, "batch dim"], images: Int64[Tensor, "batch"]) -> Terms:
         """The loss of a batch of unit features of images that have a cluster; needs `begin_epoch` first."""
-        labels = self._labels_of(images)
+        self._refuse_without_banks()
+        labels = self._labels[images]
         more = (self.intra, self.inter) if self.negatives == "both" else (None, None)
         soft = self._soft.of(images, labels) if self._soft else None
         inter = proxy_loss(features, labels, self.inter, self.inter_temperature, more[0], soft)
@@ -194,9 +199,10 @@ class ProxyContrast:
         Args:
             features: the features the loss has seen, of ALL ranks in the order of the global batch, so that every
                 rank makes the same move.
-            images: which they are of.
+            images: which they are of, on the host.
         """
-        labels, features = self._labels_of(images), features.float()
+        self._refuse_without_banks()
+        labels, features = self._labels_here[images], features.float()
         self._inter.follow(features, labels, self._clusters)
         self._intra.follow(features, labels, self._clusters)
         if self._instances:
@@ -224,11 +230,9 @@ class ProxyContrast:
         for name, rows in mine.items():
             rows.copy_(moved[name])
 
-    def _labels_of(self, images: Int64[Tensor, "batch"]) -> Int64[Tensor, "batch"]:
-        """The clusters of images; refuses to work without banks."""
+    def _refuse_without_banks(self) -> None:
         if not hasattr(self, "_labels"):
             raise RuntimeError(expected("banks", "none yet", "call begin_epoch(assignment, device) first"))
-        return self._labels[images]
 
 
 def proxy_loss(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gracl.errors import ConfigError, expected
 
@@ -88,6 +88,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group.update(settings)
+
+
+def can_pass_over(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `pass_over_bad` works with it: the fused forms of torch alone look at what it sets."""
+    return bool(optimizer.defaults.get("fused"))
+
+
+def pass_over_bad(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """Lets the next step change nothing if the gradient's norm is NaN or infinite, without a look at it by the host.
+
+    As torch's `GradScaler` does where a scaled gradient overflows: the kernel reads a flag on the device.
+    """
+    optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,23 +1,22 @@
 """Pixels on the device where they become features."""
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
+from gracl.learning.travel import sent
 from gracl.types import IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOUR, Augmentations, Batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Float[Tensor, "rows 3 height width"]:
     """Pixels travel as bytes and become numbers on the device: a quarter of the traffic. Augmentations that were
     only drawn are made there."""
-    images = _sent(torch.from_numpy(batch.images), device)
+    images = sent(torch.from_numpy(batch.images), device)
     if batch.augmentations:
         images = augmented(images, batch.augmentations)
     return normalise(images)
-
-
-def _sent(rows: Tensor, device: torch.device) -> Tensor:
-    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
 
 
 def augmented(
@@ -29,10 +28,10 @@ def augmented(
     """
     _, height, width, _ = images.shape
     device = images.device
-    moves = _sent(torch.from_numpy(augmentations.moves), device).T[..., None]
+    moves = sent(torch.from_numpy(augmentations.moves), device).T[..., None]
     mirrored, down, right, top, left, rows, columns = moves
     if (augmentations.light != 1).any():
-        images = _relit(images, _sent(torch.from_numpy(augmentations.light), device))
+        images = _relit(images, sent(torch.from_numpy(augmentations.light), device))
     down_from, right_from = torch.arange(height, device=device), torch.arange(width, device=device)
     y, x = down_from - down, right_from - right
     there = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
@@ -41,8 +40,7 @@ def augmented(
     moved = images[every, y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None, :]]
     box = _between(down_from, top, rows)[:, :, None] & _between(right_from, left, columns)[:, None, :]
     erased = torch.where(there[..., None], moved, torch.zeros((), dtype=torch.uint8, device=device))
-    colour = torch.tensor(MEAN_COLOUR, dtype=torch.uint8, device=device)
-    return torch.where(box[..., None], colour, erased)
+    return torch.where(box[..., None], _constant(MEAN_COLOUR, torch.uint8, device), erased)
 
 
 def _between(
@@ -65,6 +63,17 @@ def normalise(images: UInt8[Tensor, "batch height width 3"]) -> Float32[Tensor, 
 
     The result lies in memory as the pictures do (channels last), which costs nothing and suits convolutions.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).mul_(255).view(3, 1, 1)
-    scale = torch.tensor(IMAGENET_STD, device=images.device).mul_(255).reciprocal_().view(3, 1, 1)
+    mean = (_constant(IMAGENET_MEAN, torch.float32, images.device) * 255).view(3, 1, 1)
+    scale = (_constant(IMAGENET_STD, torch.float32, images.device) * 255).reciprocal_().view(3, 1, 1)
     return images.permute(0, 3, 1, 2).float().sub_(mean).mul_(scale)
+
+
+def _constant(values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _sent_once(values, dtype, device) if device.type == "cuda" else torch.tensor(values, dtype=dtype)
+
+
+@lru_cache
+def _sent_once(values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number that is sent again at each step makes the host wait, each time, for all that the device has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)

@@ -7,6 +7,7 @@ import copy
 
 import torch
 
+from gracl.learning.compiling import like
 from gracl.learning.encoder import Encoder
 
 
@@ -21,6 +22,7 @@ class Teacher:
 
     def __init__(self, encoder: Encoder, decay: float) -> None:
         self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        like(self.encoder, encoder)
         self._decay = decay
 
     @torch.no_grad()

@@ -98,3 +98,8 @@ def _near(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, STATE_FILE).write_bytes(storage.read_bytes(file))
         yield Path(folder)
+
+
+def epoch_folder(epoch: int) -> str:
+    """The name of a checkpoint's folder in that of its run."""
+    return f"epoch-{epoch:04d}"

@@ -20,12 +20,12 @@ from gracl.images import storage
 from gracl.images.shards import ShardStore
 from gracl.measuring import require_memory
 from gracl.retrieval.page import page
-from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.checkpoints import epoch_folder, load_run_state
 from gracl.runtime.describe import describe_train
 from gracl.runtime.drawing import Latest
 from gracl.runtime.pages import Seen, judged_lines, parts
 from gracl.runtime.progress import say
-from gracl.runtime.runs import Run, epoch_folder, latest_epoch
+from gracl.runtime.runs import Run, latest_epoch
 from gracl.runtime.session import refusals
 from gracl.runtime.sheets import draw_ranked
 from gracl.runtime.tracking import attempt, leave_text

@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gracl.learning.compiling import as_written
 from gracl.learning.encoder import Encoder
 
 
@@ -34,7 +35,8 @@ class TorchRanks:
             encoder, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
         ).eval()  # running statistics stay
         pixels = torch.ones(2, *self._view, 3, device=device).permute(0, 3, 1, 2)  # in memory as `pixels.normalise`'s
-        learner(pixels).sum().backward()
+        with as_written(encoder):
+            learner(pixels).sum().backward()
         encoder.zero_grad(set_to_none=True)
         return learner
 

@@ -23,7 +23,7 @@ from gracl.images.manifests import Manifest, read_manifest
 from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe
 from gracl.learning.encoder import build_encoder
 from gracl.learning.epoch_report import PHASES
-from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.checkpoints import epoch_folder, load_run_state
 from gracl.runtime.progress import say
 from gracl.runtime.records import RECORD, read_run
 from gracl.runtime.terminal import table
@@ -259,11 +259,6 @@ def latest_epoch(folder: str) -> int:
 def epochs_in(folder: str) -> list[int]:
     """The epochs of which a run's folder has a checkpoint, whole or not, in order."""
     return sorted(int(match[1]) for name in storage.names_in(folder) if (match := EPOCH.fullmatch(name)))
-
-
-def epoch_folder(epoch: int) -> str:
-    """The name of a checkpoint's folder in that of its run."""
-    return f"epoch-{epoch:04d}"
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,12 @@ from ray.train import UserCallback
 import gracl
 from gracl.errors import ConfigError, expected
 from gracl.images import storage
+from gracl.learning.epoch_report import STEP_LOSSES
 from gracl.runtime.buffering import Buffer, Write, client_of, is_refusal
+from gracl.runtime.nodes import SYSTEM
 from gracl.runtime.progress import say
 
 # Beside its figures an epoch's report to Ray Train brings these.
-STEP_LOSSES, SYSTEM = "step_losses", "system"
 # As many as MLflow takes at once.
 _MOST_METRICS = 1000
 

@@ -288,6 +288,7 @@ def describe_job(
         wait_s=config.scale.wait_s,
         folder=run.folder,
         deterministic=config.scale.deterministic,
+        compile=config.scale.compile,
     )
 
 

@@ -11,7 +11,7 @@ from numpy import ndarray
 from gracl.images.shards import ShardStore
 from gracl.retrieval.agreement import agreement
 from gracl.runtime.describe import describe_train
-from gracl.runtime.relation_actor import RayRelator
+from gracl.runtime.relator import RayRelator
 from gracl.runtime.runs import Run
 from gracl.runtime.surroundings import cameras_of_run
 from gracl.runtime.train import start_relations

@@ -24,23 +24,23 @@ from gracl.images.pixel_files import PixelFile
 from gracl.images.plans import identity_plan
 from gracl.images.views import draw_augmentation, eval_view, train_view
 from gracl.learning.checkpoint import TrainState, load_state, save_state
+from gracl.learning.compiling import compile_encoder
 from gracl.learning.determinism import be_deterministic
 from gracl.learning.encoder import Encoder, build_encoder
+from gracl.learning.epoch_report import STEP_LOSSES
 from gracl.learning.fit import Batches, Splits, fit
 from gracl.learning.guarded import GuardedRelator
 from gracl.learning.guards import Study
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer, rate_factor
 from gracl.runtime.board import silent, throttled
-from gracl.runtime.checkpoints import load_run_state
+from gracl.runtime.checkpoints import epoch_folder, load_run_state
 from gracl.runtime.midway import going_on, keep_midway
-from gracl.runtime.nodes import NodeMonitor
+from gracl.runtime.nodes import SYSTEM, NodeMonitor
 from gracl.runtime.ranks import TorchRanks
-from gracl.runtime.relation_actor import RayRelator
-from gracl.runtime.runs import epoch_folder
+from gracl.runtime.relator import RayRelator
 from gracl.runtime.scratch import scratch
 from gracl.runtime.stream import STREAM, StreamBatches, open_store
-from gracl.runtime.tracking import STEP_LOSSES, SYSTEM
 from gracl.runtime.waiting import BOARD_S, OBJECT_S, answer_of
 from gracl.types import EpochReport, Plan
 
@@ -98,6 +98,7 @@ class Job:
     wait_s: float
     folder: str
     deterministic: bool
+    compile: bool = False
     start: str | None = None
     precision: str = "float32"
 
@@ -153,6 +154,8 @@ def _train(job: Job) -> None:
     # Whoever has a state needs the first weights no more, and their file may be gone.
     first = {"weights": None} if state else {}
     encoder, criterion, optimizer = build(replace(job.lesson, encoder={**job.lesson.encoder, **first}), device)
+    if job.compile:
+        compile_encoder(encoder)
     progress = throttled(job.board) if ranks.rank == 0 else silent
     seen = job.lesson.cameras
     cameras = answer_of(seen[0], "the cameras of the train split", OBJECT_S) if seen else None

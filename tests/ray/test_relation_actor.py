@@ -15,7 +15,8 @@ from gracl.relations.relate import relate
 from gracl.retrieval.metrics import evaluate_retrieval
 from gracl.retrieval.ranking import rank as rank_gallery
 from gracl.runtime.board import open_board
-from gracl.runtime.relation_actor import RayRelator, start_relation_actor
+from gracl.runtime.relation_actor import start_relation_actor
+from gracl.runtime.relator import RayRelator
 from gracl.types import Assignment, FeatureTable, Identities
 from tests.ray_jobs import fail_at_three
 

@@ -16,7 +16,8 @@ from gracl.errors import ConfigError, GraclError
 from gracl.randomness import rng
 from gracl.relations.relate import relate
 from gracl.runtime.board import open_board
-from gracl.runtime.relation_actor import RayRelator, start_relation_actor
+from gracl.runtime.relation_actor import start_relation_actor
+from gracl.runtime.relator import RayRelator
 from gracl.runtime.shards import find_on, start_shards
 from gracl.similarity import nearest
 from gracl.types import FeatureTable

@@ -1,6 +1,8 @@
 """The epoch with doll ports: no images, no Ray."""
 
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from gracl.errors import NonFiniteLoss
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import encode, train_epoch, watched
 from gracl.learning.losses import ProxyContrast
-from gracl.learning.optim import build_optimizer
+from gracl.learning.optim import build_optimizer, can_pass_over
 from gracl.learning.pixels import normalise
+from gracl.learning.sameness import held_tensors
+from gracl.learning.teacher import Teacher
 from gracl.local import OneRank
 from gracl.types import (
     IMAGENET_MEAN,
@@ -99,6 +103,106 @@ def test_gradients_are_clipped_to_the_norm_asked_for():
     train_epoch(encoder, criterion, optimizer, picks, torch.arange(4)[None], OneRank(), nullcontext(), 1e-3, quiet)
     after = torch.cat([weight.detach().flatten() for weight in encoder.parameters()])
     assert (after - before).norm() <= 1e-3 * 1.01
+
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
+
+
+class Breaks(ProxyContrast):
+    """Its loss is none from the call on that it is told."""
+
+    calls, last = 0, 99
+
+    def __call__(self, features, images):
+        terms = super().__call__(features, images)
+        self.calls += 1
+        return replace(terms, loss=terms.loss * (float("nan") if self.calls > self.last else 1))
+
+
+def learnt(steps: int, *, ahead: bool, optimizer: str, device: str = "cpu", last: int = 99, **options: str):
+    """Every number that so many steps leave behind, and the error with which they ended."""
+    labels, dice = np.array([0, 0, 1, 1, 2, 2]), np.random.default_rng(5)
+    encoder, criterion = small_encoder().to(device), Breaks(**options)
+    criterion.last = last
+    criterion.begin_epoch(assignment(labels), device)
+    trained = build_optimizer(encoder.parameters(), optimizer=optimizer, rate=0.01)
+    tickets = np.stack([dice.permutation(6)[:4] for _ in range(steps)])
+    picks = (Batch(step, 0, tickets[step], pixels(seed=step)) for step in range(steps))
+    teacher, error = Teacher(encoder, 0.9), None
+    try:
+        losses = train_epoch(
+            encoder,
+            criterion,
+            trained,
+            picks,
+            torch.from_numpy(tickets),
+            OneRank(),
+            nullcontext(),
+            0.5,
+            quiet,
+            [partial(teacher.follow, encoder, 0)],
+            ahead=ahead,
+        )
+    except NonFiniteLoss as refused:
+        losses, error = torch.zeros(0), str(refused)
+    moments = held_tensors(encoder, trained)
+    return {"losses": losses, **moments, **criterion.moved(), **encoder.state_dict()}, teacher.encoder, error
+
+
+@pytest.mark.parametrize("update", ["selected", "every", "mean"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_going_ahead_changes_no_bit(device, optimizer, update):
+    options = {"device": device, "optimizer": optimizer, "inter_update": update, "intra_update": update}
+    one, other = (learnt(5, ahead=ahead, **options) for ahead in (False, True))
+    assert one[2] is other[2] is None
+    assert len(one[0]["losses"]) == 5
+    for name, tensor in one[0].items():
+        assert torch.equal(tensor, other[0][name]), name
+    for name, tensor in one[1].state_dict().items():
+        assert torch.equal(tensor, other[1].state_dict()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("last", [1, 3, 4])
+def test_going_ahead_learns_no_step_that_is_none(last, device, optimizer):
+    # The bad step is one of five, or the last, after which no other one finds it out.
+    options = {"device": device, "optimizer": optimizer, "last": last}
+    one, other = (learnt(5, ahead=ahead, **options) for ahead in (False, True))
+    assert f"step {last} " in one[2]
+    assert other[2] == one[2]
+    statistics = ("running_mean", "running_var", "num_batches_tracked")  # of one forward pass more, and never kept
+    for name, tensor in one[0].items():
+        assert name.endswith(statistics) or torch.equal(tensor, other[0][name]), name
+
+
+def test_without_a_fused_optimizer_nobody_goes_ahead_by_himself():
+    encoder = small_encoder()
+    assert can_pass_over(build_optimizer(encoder.parameters()))
+    assert can_pass_over(build_optimizer(encoder.parameters(), optimizer="sgd"))
+    assert not can_pass_over(torch.optim.SGD(encoder.parameters(), lr=0.1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("update", ["selected", "every", "mean"])
+def test_nothing_in_a_step_waits_for_the_gpu(update, monkeypatch):
+    options = {"device": "cuda", "optimizer": "adam", "inter_update": update, "intra_update": update}
+    learnt(2, ahead=True, **options)  # constants are sent, kernels loaded
+
+    def strict(*given, **more):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return train_epoch(*given, **more)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setitem(globals(), "train_epoch", strict)
+    assert learnt(5, ahead=True, **options)[2] is None
 
 
 def test_a_plan_that_is_cut_short_is_our_mistake():

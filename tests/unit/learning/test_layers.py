@@ -11,6 +11,7 @@ from gracl.learning.layers import (
     GeneralizedMeanPool,
     GroupBatchNorm1d,
     GroupBatchNorm2d,
+    at_once,
     group_batch_norm,
 )
 from gracl.learning.resnet import ResNet
@@ -86,6 +87,23 @@ def test_groups_equal_separate_batch_norms_gradients_included(kind, group):
     for name, value in alone[0].state_dict().items():
         assert torch.equal(whole[0].state_dict()[name], value), name
     assert not torch.equal(whole[0].running_mean, alone[-1].running_mean)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("group", [2, 3, 4, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_groups_at_once_equal_groups_in_turn(kind, group, dtype):
+    near = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    seen = {}
+    for way in ("in turn", "at once"):
+        (norm,) = grouped(norm_of(kind), group)
+        rows = rows_of(SHAPES[kind]).to(dtype).requires_grad_()
+        out = norm(rows) if way == "in turn" else at_once(norm, rows)
+        (out * rows_of(SHAPES[kind], 3).to(dtype)).sum().backward()
+        assert out.dtype == dtype
+        seen[way] = [out.detach(), rows.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()]
+    for one, other in zip(*seen.values(), strict=True):
+        torch.testing.assert_close(one, other, **near)
 
 
 @pytest.mark.parametrize("kind", SHAPES)

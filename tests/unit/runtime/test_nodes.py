@@ -2,8 +2,10 @@ import logging
 import threading
 import time
 
+import pytest
+
 from benchmarks.rehearse_jobs import wait_until
-from gracl.runtime.nodes import NodeMonitor
+from gracl.runtime.nodes import CPUMonitor, NodeMonitor
 
 CPU, MEMORY = "system/node3/cpu_utilization_percentage", "system/node3/system_memory_usage_percentage"
 
@@ -30,6 +32,22 @@ def test_a_node_says_how_busy_it_was_under_its_name():
     assert {CPU, MEMORY, "system/node3/system_memory_usage_megabytes"} <= set(seen)
     assert 0 <= seen[CPU] <= 100
     assert 0 < seen[MEMORY] <= 100
+
+
+def test_processors_and_memory_have_the_names_and_figures_of_mlflows_own_monitor():
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor as Theirs
+
+    found = []
+    for monitor in (CPUMonitor(), Theirs()):
+        monitor.collect_metrics()
+        monitor.collect_metrics()
+        found.append(monitor.aggregate_metrics())
+        monitor.clear_metrics()
+        assert not monitor.metrics
+    ours, theirs = found
+    assert list(ours) == list(theirs)
+    for name in list(ours)[1:]:  # of memory: what a processor did between two looks is another thing each time
+        assert ours[name] == pytest.approx(theirs[name], rel=0.05)
 
 
 def test_a_busy_node_is_not_called_idle_from_the_first_look_on():

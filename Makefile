@@ -7,7 +7,7 @@ READY := .venv/.ready
 WORLD := demo/world
 SHARDS := demo/shards
 
-.PHONY: demo test test-pure chaos bench bench-gpu lint format lock audit clean
+.PHONY: demo test test-all test-pure chaos bench bench-gpu lint format lock audit clean
 
 demo: $(READY)  ## a synthetic world, learnt without labels on Ray; about five minutes on two cores
 	rm -rf demo
@@ -15,10 +15,14 @@ demo: $(READY)  ## a synthetic world, learnt without labels on Ray; about five m
 	$(BIN)/python pipelines/ingest.py layout=market1501 raw=$(WORLD) out=$(SHARDS)
 	$(BIN)/python pipelines/train.py pipelines/presets/demo.yaml data.root=$(SHARDS) runs=demo/runs name=demo
 
-test: $(READY)  ## every test that this machine can run; those with Ray, and those with servers, in processes of their own
-	$(BIN)/python -m pytest -m "not ray" -n 2 --dist loadscope
-	$(BIN)/python -m pytest -m "ray and not services"
-	$(BIN)/python -m pytest -m services
+test: $(READY)  ## every test that takes less than a minute or so; those with Ray, and those with servers, in processes of their own
+	$(BIN)/python -m pytest -m "not ray and not long" -n 2 --dist loadscope
+	$(BIN)/python -m pytest -m "ray and not services and not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "services and not long"
+
+test-all: test  ## and the long ones: drivers, heads of clusters and nodes killed, sweeps of several generations, more trainings
+	$(BIN)/python -m pytest -m "long and not services"
+	$(BIN)/python -m pytest -m "long and services"
 
 test-pure: $(READY)  ## only what needs no Ray: under a minute
 	$(BIN)/python -m pytest -m "not ray" tests/unit tests/architecture tests/local

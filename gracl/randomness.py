@@ -3,6 +3,8 @@
 import zlib
 
 import numpy as np
+from jaxtyping import UInt32
+from numpy import ndarray
 
 
 def rng(seed: int, *key: int | str) -> np.random.Generator:
@@ -16,4 +18,12 @@ def rng(seed: int, *key: int | str) -> np.random.Generator:
         key: whole numbers >= 0 or words.
     """
     numbers = [seed, *(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key)]
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(numbers)))
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(_words(numbers))))
+
+
+def _words(numbers: list[int]) -> UInt32[ndarray, "words"] | list[int]:
+    """What `SeedSequence` makes of numbers of 32 bits, in half its time; larger ones are left to it."""
+    try:
+        return np.array(numbers, np.uint32)
+    except OverflowError:
+        return numbers

@@ -15,6 +15,7 @@ from jaxtyping import Int64, UInt8
 from numpy import ndarray
 
 from gracl.errors import ImageError, StreamError, expected
+from gracl.images.decoding import near_memory
 from gracl.randomness import rng
 from gracl.types import EMPTY, Augmentations, Batch, Plan
 
@@ -173,7 +174,7 @@ def _begin(
 ) -> tuple[Batch, list[Future[float]]]:
     """Makes the batch's empty pictures and sets the threads to fill them, a run of rows each."""
     columns = np.flatnonzero(ticket.indices != EMPTY)
-    images = np.empty((len(columns), *size, 3), np.uint8)
+    images = near_memory((len(columns), *size, 3))
     drawn = Augmentations.none(len(columns)) if way.drawer else None
     batch = Batch(ticket.ticket, ticket.epoch, ticket.indices[columns], images, augmentations=drawn)
     cuts = np.linspace(0, len(columns), min(threads, len(columns)) + 1).astype(int).tolist()
@@ -196,7 +197,7 @@ def _fill(
     way: _Way,
 ) -> float:
     """Makes the pictures of some rows; the CPU seconds that this thread spent on them."""
-    begun, scratch = time.thread_time(), np.empty(batch.images.shape[1:], np.uint8)
+    begun, scratch = time.thread_time(), near_memory(batch.images.shape[1:])
     for row in rows:
         place, room = ticket.first_place + int(columns[row]), batch.images[row]
         dice = None if way.seed is None else rng(way.seed, "view", ticket.epoch, ticket.ticket, place)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
+from numpy.lib.stride_tricks import as_strided
 
 from gracl.errors import expected
-from gracl.images.decoding import decode
+from gracl.images.decoding import decode, near_memory
 from gracl.images.preprocess import fitted
 from gracl.types import MEAN_COLOUR
 
@@ -74,14 +75,17 @@ def train_view(
         ValueError: no dice, or a shift that could lose the whole picture.
     """
     drawn = draw_augmentation(dice, height=height, width=width, flip=flip, pad=pad, erase=erase, jitter=jitter)
-    if isinstance(image, ndarray) and image.shape == (height, width, 3):
-        picture = image
+    # Mirrored by turning bytes around, which reverses the colours as well, so they are decoded in reverse.
+    backwards = drawn.mirrored and not isinstance(image, ndarray)
+    if isinstance(image, ndarray):
+        picture = image if image.shape == (height, width, 3) else eval_view(image, height=height, width=width)
     else:
-        picture = eval_view(image, None, scratch, height=height, width=width)
+        picture = fitted(decode(image, scratch, backwards=backwards), height=height, width=width)
     if jitter:
         picture = _relight(picture, drawn)
-    canvas = np.empty(picture.shape, np.uint8) if room is None or room.shape != picture.shape else room
-    _shift(picture, drawn, onto=canvas)
+    usable = room is not None and room.shape == picture.shape and room.flags.c_contiguous
+    canvas = room if room is not None and usable else near_memory(picture.shape)
+    _shift(picture, drawn, onto=canvas, backwards=backwards)
     if drawn.rows:
         box = canvas[drawn.top : drawn.top + drawn.rows, drawn.left : drawn.left + drawn.columns]
         for colour, level in enumerate(MEAN_COLOUR):  # faster than a pixel of three again and again
@@ -133,7 +137,7 @@ def draw_augmentation(
         raise ValueError(expected(f"pad from 0 to {min(height, width) - 1}", pad, "choose a smaller pad"))
     mirrored = bool(dice.random() < flip)
     light = dice.uniform(1 - jitter, 1 + jitter, 2).tolist() if jitter else (1.0, 1.0)
-    down, right = dice.integers(-pad, pad + 1, 2).tolist()
+    down, right = int(dice.integers(-pad, pad + 1)), int(dice.integers(-pad, pad + 1))
     box = _draw_box(dice, height, width) if dice.random() < erase else (0, 0, 0, 0)
     return Augmentation(mirrored, down, right, *box, *light)
 
@@ -157,28 +161,61 @@ def _relight(picture: UInt8[ndarray, "height width 3"], augmentation: Augmentati
 
 
 def _shift(
-    picture: UInt8[ndarray, "height width 3"], augmentation: Augmentation, *, onto: UInt8[ndarray, "height width 3"]
+    picture: UInt8[ndarray, "height width 3"],
+    augmentation: Augmentation,
+    *,
+    onto: UInt8[ndarray, "height width 3"],
+    backwards: bool = False,
 ) -> None:
-    """Draws the picture, mirrored or not, moved a little, and black where it leaves the canvas."""
+    """Draws the picture, mirrored or not, moved a little, and black where it leaves the canvas.
+
+    With `backwards` its colours are in reverse order, and it is to be mirrored.
+    """
     height, width, _ = picture.shape
     down, right = augmentation.down, augmentation.right
     top, bottom, left, end = max(down, 0), height + min(down, 0), max(right, 0), width + min(right, 0)
     onto[:top], onto[bottom:], onto[top:bottom, :left], onto[top:bottom, end:] = 0, 0, 0, 0
     seen = onto[top:bottom, left:end]
     rows, columns = slice(max(-down, 0), height - max(down, 0)), slice(max(-right, 0), width - max(right, 0))
-    if augmentation.mirrored:
+    if backwards:
+        unturned = slice(width - columns.stop, width - columns.start)
+        _turn_around(np.ascontiguousarray(picture)[rows, unturned], onto=seen)
+    elif augmentation.mirrored:
         for colour in range(3):  # NumPy turns single bytes around four times as fast as pixels of three
             seen[..., colour] = picture[:, ::-1, colour][rows, columns]
     else:
         seen[...] = picture[rows, columns]
 
 
+def _turn_around(picture: UInt8[ndarray, "height width 3"], *, onto: UInt8[ndarray, "height width 3"]) -> None:
+    """The bytes of each row, the last first. Rows may lie apart, what is in a row may not.
+
+    By words of eight bytes, each read as one whose bytes are in the other order: a fourth of the time of single bytes.
+    """
+    before, after = (_as_rows(one) for one in (picture, onto))
+    length = before.shape[1]
+    rest = length % 8
+    after[:, : length - rest].view("<u8")[...] = before[:, rest:].view(">u8")[:, ::-1]
+    after[:, length - rest :] = before[:, :rest][:, ::-1]
+
+
+def _as_rows(picture: UInt8[ndarray, "height width 3"]) -> UInt8[ndarray, "height bytes"]:
+    """Its rows as bytes; the same memory."""
+    height, width, _ = picture.shape
+    return as_strided(picture, (height, 3 * width), (picture.strides[0], 1))
+
+
 def _draw_box(dice: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
     """Top, left, rows and columns of a box. A picture so narrow that none fits in a hundred tries stays whole, as in
     the family."""
     for _ in range(ERASE_TRIES):
-        area, aspect = dice.uniform(*ERASE_AREA) * height * width, dice.uniform(*ERASE_ASPECT)
+        area, aspect = _between(dice, *ERASE_AREA) * height * width, _between(dice, *ERASE_ASPECT)
         rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < rows < height and 0 < columns < width:
             return int(dice.integers(0, height - rows + 1)), int(dice.integers(0, width - columns + 1)), rows, columns
     return 0, 0, 0, 0
+
+
+def _between(dice: np.random.Generator, low: float, high: float) -> float:
+    """What `dice.uniform` draws, bit for bit, in a third of its time."""
+    return low + (high - low) * dice.random()

@@ -40,6 +40,7 @@ def locks(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name.startswith(".gracl-lock")]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # three programs with a Ray each, on a machine that may be busy
 def test_a_killed_driver_is_followed_at_once_and_a_torn_epoch_is_learnt_again(
     door: Callable[[], Door], toy_shards: str, tmp_path: Path

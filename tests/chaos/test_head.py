@@ -18,6 +18,7 @@ from tests.toy import TOY, toy_config
 pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+@pytest.mark.long
 def test_a_run_whose_cluster_loses_its_head_goes_on_on_another_cluster(toy_shards, tmp_path, with_mlflow):
     runs = with_mlflow(tmp_path / "runs")
     settings = {**TOY, "data.root": toy_shards, "scale.workers": 1, "runs": runs, "name": "headless"}

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.slow, pytest.ma
 TRAINED = {**TOY, "epochs": 5, "sampling.steps": 40}
 
 
+@pytest.mark.long
 def test_a_run_that_loses_parts_of_it_goes_on_and_ends_as_an_unbroken_one(toy_shards, tmp_path, with_mlflow):
     runs = with_mlflow(tmp_path / "runs")
     settings = {**TRAINED, "data.root": toy_shards, "scale.workers": 1}

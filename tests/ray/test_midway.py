@@ -95,6 +95,7 @@ def home() -> Iterator[str]:
         yield home
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)  # two programs with a Ray each, on a machine that may be busy
 def test_a_driver_that_is_killed_within_an_epoch_and_started_again_goes_on_from_the_step(
     toy_shards, runs, home, unbroken

@@ -57,6 +57,7 @@ def test_a_feature_that_is_none_on_one_rank_stops_both_before_the_step_with_the_
     assert found["bad_weights"] == [], "the step before was sound, and this one was not taken"
 
 
+@pytest.mark.long
 def test_a_feature_that_is_none_in_the_scan_of_one_rank_is_refused_to_both(ended):
     error, folder = ended("scan", scale__stream="mapped")
     assert type(error) is NonFiniteValue
@@ -68,6 +69,7 @@ def test_a_feature_that_is_none_in_the_scan_of_one_rank_is_refused_to_both(ended
     assert (found["rank"], len(found["images"])) == (1, 1)
 
 
+@pytest.mark.long
 def test_one_bit_of_one_weight_of_one_rank_is_found(ended):
     error, folder = ended("bit", scale__check_ranks_every=3, scale__stream="mapped")
     assert type(error) is RanksDiffer

@@ -164,6 +164,7 @@ def test_the_relation_actor_killed_at_work_finds_its_shards_again(ray_cluster):
     assert_same_answer(found, relate(table, threads=1, **OPTIONS))
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_three_raylets_on_this_machine():

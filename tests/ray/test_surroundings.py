@@ -108,6 +108,7 @@ def test_a_run_on_ray_equals_the_local_one_and_keeps_its_groups(trained, cameral
     np.testing.assert_array_equal(np.load(Path(runs, "placed", FILE), allow_pickle=False), wanted)
 
 
+@pytest.mark.long
 def test_a_run_that_is_gone_on_with_equals_an_unbroken_one(ray_cluster, cameraless, runs):
     train(toy_config(cameraless, runs, name="longer", **BLIND | {"epochs": 1}))
     longer = train(toy_config(cameraless, runs, name="longer", **BLIND))

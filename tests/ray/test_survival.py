@@ -136,6 +136,7 @@ def door(toy_shards, runs) -> Iterator[Callable[[], Door]]:
             one.end()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)  # two programs with a Ray each, on a machine that may be busy
 def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(door, runs, unbroken):
     first = door()

@@ -139,6 +139,7 @@ def test_another_preset_under_the_same_name_is_another_sweep(found, toy_shards, 
         sweep(asked(toy_shards, out, epochs=3))
 
 
+@pytest.mark.long
 def test_a_sweep_without_any_result_fails_and_says_where_the_reasons_are(ray_cluster, toy_shards, tmp_path):
     space = {"relations.min_samples": {"choice": [60]}}
     with pytest.raises(
@@ -148,6 +149,7 @@ def test_a_sweep_without_any_result_fails_and_says_where_the_reasons_are(ray_clu
     assert "ClusteringCollapsed" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.long
 def test_a_trial_that_falls_behind_is_stopped_and_proposals_begin_with_what_was_begun(
     ray_cluster, toy_shards, tmp_path
 ):
@@ -189,6 +191,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_proposals_begin_with_what_was_
     assert (stopped.info.status, stopped.data.tags["gracl.stopped_early"]) == ("KILLED", "1")
 
 
+@pytest.mark.long
 def test_a_population_exchanges_and_its_copies_equal_local_runs_that_go_on(ray_cluster, toy_shards, tmp_path):
     swept = asked(
         toy_shards,

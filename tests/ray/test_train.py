@@ -70,6 +70,7 @@ def test_two_workers_learn_the_same_within_rounding(two_workers, reference):
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+@pytest.mark.long
 def test_four_workers_learn_the_same_within_rounding_with_all_terms(ray_cluster, toy_shards, runs):
     # Not adam, whose first steps are as long for a gradient that is mere rounding as for any other.
     changes = EXTRAS | {"encoder__bn_group": 4, "epochs": 1, "eval_untrained": False, "optim__optimizer": "sgd"}
@@ -122,6 +123,7 @@ def test_a_run_stopped_after_an_epoch_and_resumed_equals_an_unbroken_one(ray_clu
     assert plans[0] == plans[1]
 
 
+@pytest.mark.long
 def test_another_run_goes_on_from_a_checkpoint_with_other_settings(one_worker, toy_shards, runs):
     changes = {"epochs": 5, "loss__inter_temperature": 0.2, "start": one_worker["checkpoint"]}
     result = train(toy_config(toy_shards, runs, name="from-one", **changes))
@@ -138,6 +140,7 @@ def test_another_run_goes_on_from_a_checkpoint_with_other_settings(one_worker, t
     assert [point.step for point in points] == [1, 2, 3, 4, 5], "the curve is meant to be whole"
 
 
+@pytest.mark.long
 def test_overlapped_one_worker_that_is_killed_and_resumed_equals_the_local_run(ray_cluster, toy_shards, runs):
     """Threads that ask, labels that wait in the checkpoint, and the group that takes them up from there."""
     changes = {"relations__overlap": True, "epochs": 4}
@@ -188,7 +191,11 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_clust
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("shards", {"relations__shards": 2, "scale__shard_cpus": 0.25, "relations__precision": "float16"}),
+        pytest.param(
+            "shards",
+            {"relations__shards": 2, "scale__shard_cpus": 0.25, "relations__precision": "float16"},
+            marks=pytest.mark.long,
+        ),
         (
             "cameras",
             {
@@ -199,7 +206,7 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_clust
             },
         ),
         ("extras", EXTRAS | {"scale__stream": "mapped", "scale__keep_pixels": True, "eval_stability": 1} | LATE),
-        (
+        pytest.param(
             "taught",
             {
                 "teacher_decay": 0.9,
@@ -208,6 +215,7 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_clust
                 "scale__keep_pixels": "auto",
             }
             | LATE,
+            marks=pytest.mark.long,
         ),
     ],
 )

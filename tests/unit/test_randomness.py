@@ -1,10 +1,23 @@
 import numpy as np
+import pytest
 
 from gracl.randomness import rng
 
 
 def test_the_same_key_gives_the_same_dice():
     np.testing.assert_array_equal(rng(1, "view", 2, 3).random(4), rng(1, "view", 2, 3).random(4))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**32, 2**40 + 7, 2**70])
+def test_dice_are_those_of_the_plain_seed_sequence(seed):
+    for key in ((), (0,), (5, 0, 2**32 - 1), (2**33, 4)):
+        plain = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *key])))
+        np.testing.assert_array_equal(rng(seed, *key).random(4), plain.random(4))
+
+
+def test_a_seed_below_zero_is_refused():
+    with pytest.raises(ValueError, match="non-negative"):
+        rng(-1, "view")
 
 
 def test_any_other_key_gives_other_dice():

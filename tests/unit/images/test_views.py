@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from gracl.errors import ImageError
+from gracl.images.decoding import near_memory
 from gracl.images.views import (
     MEAN_COLOUR,
+    _between,
     decode,
     eval_view,
     train_view,
@@ -134,6 +136,66 @@ def test_a_view_in_memory_used_before_is_the_view(kind: str, size: tuple[int, in
     strip = np.full((3, *size, 3), 77, np.uint8)
     assert (eval_view(data, None, strip[1], **shape) == eval_view(data, **shape)).all()
     assert (strip[::2] == 77).all()
+
+
+KINDS = {
+    "JPEG": lambda height, width: encoded(Image.fromarray(coloured(height, width)), "JPEG"),
+    "turned JPEG": lambda height, width: encoded(Image.fromarray(coloured(width, height)), "JPEG", exif=turned(6)),
+    "grey JPEG": lambda height, width: encoded(Image.fromarray(coloured(height, width)).convert("L"), "JPEG"),
+    "inks": lambda height, width: encoded(Image.fromarray(coloured(height, width)).convert("CMYK"), "JPEG"),
+    "PNG": lambda height, width: encoded(Image.fromarray(coloured(height, width)), "PNG"),
+}
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(24, 12), (25, 16), (16, 11)])
+def test_a_file_is_altered_as_its_pixels_are(kind: str, size: tuple[int, int]) -> None:
+    # Bytes are mirrored by words of eight, pixels that are there already colour by colour.
+    shape = {"height": size[0], "width": size[1]}
+    for stored in (size, (40, 30)):
+        data = KINDS[kind](*stored)
+        pixels = eval_view(data, **shape)
+        for number in range(30):
+            options = {**shape, "pad": 5, "jitter": 0.2 * (number % 2)}
+            view = train_view(data, rng(8, number), **options)
+            np.testing.assert_array_equal(view, train_view(pixels, rng(8, number), **options))
+
+
+def test_draws_are_those_of_numpys_own_forms() -> None:
+    for seed in range(400):
+        ours, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
+        for low, high in ((0.02, 0.4), (0.3, 3.3)):
+            assert _between(ours, low, high) == theirs.uniform(low, high)
+        for pad in (0, 1, 10, 31):
+            two = [int(ours.integers(-pad, pad + 1)) for _ in range(2)]
+            assert two == theirs.integers(-pad, pad + 1, 2).tolist()
+        assert ours.random() == theirs.random()
+
+
+@pytest.mark.parametrize("shape", [(24, 12, 3), (4, 256, 128, 3), (1, 1, 3)])
+def test_memory_that_is_near_begins_beside_the_places_that_are_written_past_the_cache(shape):
+    for _ in range(20):
+        room = near_memory(shape)
+        assert room.shape == shape
+        assert room.dtype == np.uint8
+        assert room.flags.c_contiguous
+        assert room.ctypes.data % 32 == 16
+
+
+def test_pixels_do_not_depend_on_where_they_are_written():
+    data = encoded(Image.fromarray(coloured(64, 32)), "JPEG")
+    raw = np.empty(64 * 32 * 3 + 64, np.uint8)
+    wanted = decode(data)
+    for first in range(0, 64, 8):
+        room = raw[first : first + 64 * 32 * 3].reshape(64, 32, 3)
+        assert decode(data, room) is room
+        np.testing.assert_array_equal(room, wanted)
 
 
 def test_memory_of_another_size_is_left_alone() -> None:

@@ -4,9 +4,10 @@ import gc
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from gracl.runtime.stream import MOST_TICKETS, fill, runs_of
+from gracl.runtime.stream import FIRST_TICKETS, GROWTH, MOST_TICKETS, fill, images_of, runs_of
 from gracl.types import EMPTY
 
 IMAGES = [b"one", b"", b"three", b"four"]
@@ -28,6 +29,28 @@ def test_each_ticket_has_the_bytes_of_its_images_in_order() -> None:
     table.validate(full=True)
 
 
+def told(table: pa.Table) -> list[list[bytes]]:
+    return [[bytes(image) for image in row] for part in table.to_batches() for row in images_of(part)]
+
+
+def test_images_are_found_by_their_places_as_arrow_finds_them() -> None:
+    (table,) = block()
+    rows = pa.concat_tables([table, table, table.slice(1)])
+    for seen in (table, rows, rows.combine_chunks(), rows.combine_chunks().slice(2, 2), rows.slice(3), table.slice(2)):
+        assert told(seen) == seen["images"].to_pylist()
+
+
+@pytest.mark.parametrize("batch", [[EMPTY, EMPTY], [1, EMPTY]])
+def test_a_row_without_an_image_or_with_an_empty_one(batch) -> None:
+    store = SimpleNamespace(read=lambda indices: [memoryview(IMAGES[index]) for index in indices])
+    (table,) = fill(lambda: store, (7, 1), np.array([4, 5]), np.array([batch, batch]))
+    wanted = [[b""] * (len(batch) - batch.count(EMPTY))] * 2
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert told(table) == told(pa.ipc.open_stream(sink.getvalue()).read_all()) == wanted
+
+
 @pytest.mark.parametrize(
     ("first", "tickets", "most"), [(0, 400, 64), (0, 400, 5), (7, 400, 64), (399, 400, 64), (0, 1, 1)]
 )
@@ -35,9 +58,9 @@ def test_the_runs_are_all_tickets_in_order_and_grow(first, tickets, most):
     runs = runs_of(first, tickets, most)
     assert [ticket for run in runs for ticket in run] == list(range(first, tickets))
     sizes = [len(run) for run in runs]
-    assert sizes[0] <= 2
+    assert sizes[0] <= FIRST_TICKETS
     assert max(sizes) <= most
-    assert all(after in (2 * before, most) for before, after in zip(sizes, sizes[1:-1], strict=False))
+    assert all(after in (GROWTH * before, most) for before, after in zip(sizes, sizes[1:-1], strict=False))
 
 
 def test_there_are_few_runs():

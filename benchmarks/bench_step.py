@@ -8,7 +8,13 @@ as a training calls it (move, encode, loss, backward, step, banks); `bare` is th
 step on pictures that lie on the device, with the sum of its features as loss and no question to the device between
 steps: what the hardware gives this network in torch. `scan` is `encode`, `bare_scan` its forward pass; `altering` makes
 training views on the device (`scale.views_on=device`), which `train` here does not. The variants:
-each precision, batch norm in groups and whole, with the batch of the preset.
+each precision, batch norm in groups and whole, with the batch of the preset; with `scale.compile=true` among the
+arguments the network is compiled, and `bare` with it. `variants=1` stops after the first, bfloat16 in groups.
+
+Beside them `peers`, a loop in the style of the family's code (`step_limits.py`), which is float32 whatever the variant,
+and of what the device can do: `of_product`, the operations of `train` a second of those of a large product of matrices
+in that precision, and on a GPU `outside_kernels`, the share of the time in which none ran; a table of its kernels is
+written beside the file.
 """
 
 import json
@@ -22,12 +28,14 @@ import numpy as np
 import torch
 
 from benchmarks.bench_epoch import machine
+from benchmarks.step_limits import operations, outside_kernels, peers, product_rate
 from gracl.cli import load_config
 from gracl.config import TrainConfig
 from gracl.images.plans import identity_plan
 from gracl.images.views import draw_augmentation
 from gracl.learning.casting import autocast
 from gracl.learning.compiling import compile_encoder
+from gracl.learning.encoder import build_encoder
 from gracl.learning.fit import encode, train_epoch
 from gracl.learning.pixels import augmented, normalise
 from gracl.local import OneRank
@@ -38,6 +46,7 @@ from gracl.runtime.worker import build
 from gracl.types import Assignment, Augmentations, Batch
 
 IMAGES, CLUSTERS = 12800, 640
+VARIANTS = [(precision, group) for precision in ("bfloat16", "float32") for group in ([], ["encoder.bn_group=0"])]
 
 
 def rate(work: Callable[[int], int], seconds: float, device: torch.device) -> float:
@@ -59,8 +68,13 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def variant(config: TrainConfig, seconds: float) -> dict[str, float]:
-    """The figures of one config."""
+def encoder_options(config: TrainConfig) -> dict[str, Any]:
+    """The network of a config, with random weights and batch norm over the whole batch."""
+    return {**config.encoder.options(), "weights": None, "bn_group": 0}
+
+
+def variant(config: TrainConfig, seconds: float, *, with_peers: bool) -> tuple[dict[str, float], dict[str, Any]]:
+    """Images a second, and what they are held against."""
     device = torch.device("cuda" if config.scale.worker_gpus else "cpu")
     torch.set_num_threads(config.scale.worker_threads)
     lesson = describe_lesson(config)
@@ -121,29 +135,44 @@ def variant(config: TrainConfig, seconds: float) -> dict[str, float]:
             augmented(plain, augmentations)
         return steps * batch
 
-    ways = {"train": train, "bare": bare, "scan": scan, "bare_scan": bare_scan, "altering": altering}
-    return {name: round(rate(work, seconds, device), 1) for name, work in ways.items()}
+    ways = {"peers": peers(encoder_options(config), pictures, device)} if with_peers else {}
+    ways |= {"train": train, "bare": bare, "scan": scan, "bare_scan": bare_scan, "altering": altering}
+    found = {name: round(rate(work, seconds, device), 1) for name, work in ways.items()}
+    half = config.precision == "bfloat16"
+    product = product_rate(device, torch.bfloat16 if half else torch.float32)
+    flops = operations(build_encoder(**encoder_options(config)).to(device), there[:4])
+    told: dict[str, Any] = {"gflop_an_image": round(flops / 1e9, 2), "product_tflops": round(product / 1e12, 3)}
+    told["of_product"] = round(found["train"] * flops / product, 3)
+    if device.type == "cuda":
+        share, told["kernels"] = outside_kernels(train)
+        told["outside_kernels"] = round(share, 3)
+    return found, told
 
 
 def main() -> None:
     """One JSON line for each variant, and all of them in a file."""
-    own = dict(argument.split("=", 1) for argument in sys.argv[1:] if argument.startswith(("out=", "seconds=")))
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith(("out=", "seconds="))]
+    names = ("out=", "seconds=", "variants=")
+    own = dict(argument.split("=", 1) for argument in sys.argv[1:] if argument.startswith(names))
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith(names)]
     found: list[dict[str, Any]] = []
-    for precision in ("bfloat16", "float32"):
-        for group in ("", "encoder.bn_group=0"):
-            config = load_config(TrainConfig, [*arguments, f"precision={precision}", *filter(None, [group])])
-            figures = variant(config, float(own.get("seconds", 4)))
-            one = {"precision": precision, "bn_group": config.encoder.bn_group, "images_per_second": figures}
-            one |= {
-                "train_of_bare": round(figures["train"] / figures["bare"], 3),
-                "scan_of_bare": round(figures["scan"] / figures["bare_scan"], 3),
-            }
-            if torch.cuda.is_available():
-                one["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-                torch.cuda.reset_peak_memory_stats()
-            print(json.dumps(one), flush=True)
-            found.append(one)
+    peers_rate = 0.0
+    for precision, group in VARIANTS[: int(own.get("variants", len(VARIANTS)))]:
+        config = load_config(TrainConfig, [*arguments, f"precision={precision}", *group])
+        figures, told = variant(config, float(own.get("seconds", 4)), with_peers=not found)
+        kernels, peers_rate = told.pop("kernels", None), peers_rate or figures["peers"]
+        one = {"precision": precision, "bn_group": config.encoder.bn_group, "images_per_second": figures}
+        one |= told | {
+            "train_of_peers": round(figures["train"] / peers_rate, 3),
+            "train_of_bare": round(figures["train"] / figures["bare"], 3),
+            "scan_of_bare": round(figures["scan"] / figures["bare_scan"], 3),
+        }
+        if torch.cuda.is_available():
+            one["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+            torch.cuda.reset_peak_memory_stats()
+        print(json.dumps(one), flush=True)
+        found.append(one)
+        if kernels:
+            Path(f"{own['out']}.{precision}_{config.encoder.bn_group}.txt").write_text(kernels)
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     report = {"what": "step and scan without data", "machine": machine(), "card": card, "arguments": arguments}
     Path(own["out"]).write_text(json.dumps(report | {"variants": found}, indent=1) + "\n")

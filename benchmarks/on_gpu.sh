@@ -11,6 +11,8 @@ part training 150 "$python" pipelines/train.py pipelines/presets/demo.yaml data.
 for rows in 32621 100000 1000000; do
   part "relate_$rows" 120 "$python" -m benchmarks.bench_relate do=gpu rows=$rows dim=2048 threads="$threads" out="$out/relate_$rows.json"
 done
-part step 90 "$python" -m benchmarks.bench_step out="$out/step.json" seconds=1 pipelines/presets/market1501.yaml \
+part step 120 "$python" -m benchmarks.bench_step out="$out/step.json" seconds=1 pipelines/presets/market1501.yaml \
   data.root=unused scale.workers=1 scale.worker_gpus=1
+part step_compiled 150 "$python" -m benchmarks.bench_step out="$out/step_compiled.json" seconds=1 variants=1 pipelines/presets/market1501.yaml \
+  data.root=unused scale.workers=1 scale.worker_gpus=1 scale.compile=true
 exit $failed

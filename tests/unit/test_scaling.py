@@ -48,7 +48,7 @@ def test_what_limits_a_phase_is_named():
     assert slow.train.what == "gradients and features between machines"
     streamed = epoch(ROUND, replace(Assumed(), cpus_a_gpu=100), 10**6, 512, mapped=False)
     assert streamed.scan.what == "coordinator of the stream"
-    assert streamed.scan.seconds == pytest.approx(512 * 5 * 0.022)  # 31 tickets in blocks of 2, 4, 8, 16 and 1
+    assert streamed.scan.seconds == pytest.approx(512 * 3 * 0.022)  # 31 tickets in blocks of 4, 16 and 11
 
 
 def test_the_weights_are_those_of_the_network():

@@ -34,7 +34,6 @@ from gracl.config import TrainConfig
 from gracl.images.plans import identity_plan
 from gracl.images.views import draw_augmentation
 from gracl.learning.casting import autocast
-from gracl.learning.compiling import compile_encoder
 from gracl.learning.encoder import build_encoder
 from gracl.learning.fit import encode, train_epoch
 from gracl.learning.pixels import augmented, normalise
@@ -79,8 +78,6 @@ def variant(config: TrainConfig, seconds: float, *, with_peers: bool) -> tuple[d
     torch.set_num_threads(config.scale.worker_threads)
     lesson = describe_lesson(config)
     encoder, criterion, optimizer = build(lesson, device)
-    if config.scale.compile:
-        compile_encoder(encoder)
     casting, size = autocast(device, config.precision), (config.data.height, config.data.width, 3)
     draw = rng(0, "bench-step")
     labels = (np.arange(IMAGES) % CLUSTERS).astype(np.int64)
@@ -99,7 +96,7 @@ def variant(config: TrainConfig, seconds: float, *, with_peers: bool) -> tuple[d
             yield Batch(step, 0, plan.tickets[step % len(plan.tickets)], pictures)
 
     def train(steps: int) -> int:
-        tickets = torch.from_numpy(plan.tickets[np.arange(steps) % len(plan.tickets)]).to(device)
+        tickets = torch.from_numpy(plan.tickets[np.arange(steps) % len(plan.tickets)])
         train_epoch(encoder, criterion, optimizer, picks(steps), tickets, OneRank(), casting, 0.0, lambda *_: None)
         return steps * batch
 

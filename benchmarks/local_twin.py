@@ -22,7 +22,6 @@ from gracl.config import TrainConfig
 from gracl.images import storage
 from gracl.images.shards import ShardStore
 from gracl.learning.checkpoint import TrainState
-from gracl.learning.compiling import compile_encoder
 from gracl.learning.fit import Splits
 from gracl.relations.proxies import mine_proxies
 from gracl.runtime.checkpoints import load_run_state
@@ -58,8 +57,6 @@ def learn(
     lesson = describe_lesson(config)
     device = torch.device("cuda" if config.scale.worker_gpus else "cpu")
     encoder, criterion, optimizer = build(lesson, device)
-    if config.scale.compile:
-        compile_encoder(encoder)
     data, root = config.data, storage.absolute(config.data.root)
     names = [name for name in (data.train, data.query, data.gallery) if name]
     stores = {name: ShardStore.open(root, name, cache=data.cache) for name in names}

@@ -1,5 +1,6 @@
 """The one source of dice. Nothing else in gracl makes a generator, and nothing seeds a global one."""
 
+import operator
 import zlib
 
 import numpy as np
@@ -17,7 +18,8 @@ def rng(seed: int, *key: int | str) -> np.random.Generator:
         seed: the run's seed, >= 0.
         key: whole numbers >= 0 or words.
     """
-    numbers = [seed, *(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key)]
+    parts = (zlib.crc32(part.encode()) if isinstance(part, str) else part for part in (seed, *key))
+    numbers = [operator.index(part) for part in parts]  # NumPy's own numbers would be cut to 32 bits without a word
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(_words(numbers))))
 
 

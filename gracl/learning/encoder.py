@@ -34,10 +34,11 @@ class Encoder(nn.Module):
         feature_size: length of a feature.
         options: the keywords of `build_encoder` that make this architecture again, plain values; `weights` is None
             there, because whoever rebuilds an encoder loads its state afterwards.
-        backend: what its calls are compiled by, see `compiling.py`; "" where they are not.
+        backend, most_rows: what its calls are compiled by, and the largest batch of a scan so far, see `compiling.py`.
     """
 
     backend: str | Callable[..., Any] = ""
+    most_rows = 0
 
     def __init__(self, trunk: nn.Module, pool: nn.Module, *, width: int, feature_size: int = 0) -> None:
         super().__init__()

@@ -20,16 +20,17 @@ from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor, nn
 
+from gracl.errors import expected
 from gracl.learning.answers import ask, settled
 from gracl.learning.casting import autocast
 from gracl.learning.checkpoint import TrainState
-from gracl.learning.compiling import as_written
+from gracl.learning.compiling import compiled_where_it_pays
 from gracl.learning.encoder import Encoder
 from gracl.learning.epoch_report import Clock, describe_epoch
 from gracl.learning.guards import NOWHERE, Study, bad_step, check_weights, guarded_loss
 from gracl.learning.losses import Criterion
 from gracl.learning.midway import Keeper, Kept, MidwayKeeper
-from gracl.learning.optim import can_pass_over, load_optimizer, pass_over_bad, set_rate
+from gracl.learning.optim import can_pass_over, load_optimizer, no_longer_passing_over, pass_over_bad, set_rate
 from gracl.learning.pixels import to_device
 from gracl.learning.sameness import SameWeights
 from gracl.learning.teacher import Teacher
@@ -313,53 +314,77 @@ def train_epoch(
 
     Returns:
         Loss, inter-ID, intra-ID, instance and camera term of each step, the mean over the ranks.
+
+    Raises:
+        NonFiniteLoss: on all ranks.
+        ValueError: tickets on a device; `ahead` with an optimizer that cannot pass over a step.
     """
     learner.train()
     parameters = [weight for weight in learner.parameters() if weight.requires_grad]
     device = parameters[0].device
-    there = sent(tickets, device)
     steps, part = tickets.shape[0], tickets.shape[1] // ranks.size
     mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
     if ahead is None:
-        ahead = device.type == "cuda" and kept is None and can_pass_over(optimizer)
+        ahead = goes_ahead(device, optimizer, kept)
+    elif ahead and not can_pass_over(optimizer):
+        came = f"{type(optimizer).__name__} without fused=True"
+        raise ValueError(expected("a fused optimizer for ahead=True", came, "make it by build_optimizer"))
+    if tickets.device.type != "cpu":
+        raise ValueError(expected("tickets on the host", tickets.device, "give torch.from_numpy(plan.tickets)"))
+    there = sent(tickets, device)
     rows = list(taken)
 
-    def follow(batch: Batch, features: Tensor, norm: Tensor, leaving: Leaving) -> None:
+    def look(batch: Batch, features: Tensor, norm: Tensor, leaving: Leaving) -> Tensor:
         seen = ranks.gather(features)
         # Gradients are averages over the ranks by now: a bad loss anywhere is a bad norm everywhere.
         if not torch.isfinite(leaving.arrived()):
             raise bad_step(study, batch, there, seen, norm, criterion, learner, ranks.rank)
-        criterion.update(seen, tickets[batch.ticket])
+        return seen
+
+    def follow(batch: Batch, seen: Callable[[], Tensor]) -> None:
+        criterion.update(seen(), tickets[batch.ticket])
 
     due: Callable[[], None] | None = None
-    for batch in picks:
-        pictures = to_device(batch, device)
-        with casting:
-            features = learner(pictures)
+    with no_longer_passing_over(optimizer):
+        for batch in picks:
+            pictures = to_device(batch, device)
+            with casting:
+                features = learner(pictures)
+            if due:
+                due()
+            terms = criterion(features, there[batch.ticket, mine])
+            optimizer.zero_grad(set_to_none=True)
+            guarded_loss(terms, features).backward()
+            norm = nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)
+            asked = partial(look, batch, features.detach(), norm, Leaving(norm))
+            # A first step makes the moments: torch would leave them as they come, were it to be passed over.
+            if ahead and optimizer.state:
+                pass_over_bad(optimizer, norm)
+                optimizer.step()
+                due = partial(follow, batch, asked)
+            else:
+                seen = asked()
+                optimizer.step()
+                criterion.update(seen, tickets[batch.ticket])
+            for tell in stepped:
+                tell(len(rows))
+            rows.append(terms.row())
+            progress("train", len(rows), steps)
+            if kept:
+                kept(rows, steps)
         if due:
             due()
-        terms = criterion(features, there[batch.ticket, mine])
-        optimizer.zero_grad(set_to_none=True)
-        guarded_loss(terms, features).backward()
-        norm = nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)
-        due = partial(follow, batch, features.detach(), norm, Leaving(norm))
-        if ahead:
-            pass_over_bad(optimizer, norm)
-        else:
-            due()
-            due = None
-        optimizer.step()
-        for tell in stepped:
-            tell(len(rows))
-        rows.append(terms.row())
-        progress("train", len(rows), steps)
-        if kept:
-            kept(rows, steps)
-    if due:
-        due()
     if len(rows) != steps:
         raise RuntimeError(f"our mistake: the plan has {steps} steps, {len(rows)} came")
     return ranks.average(torch.stack(rows))
+
+
+def goes_ahead(device: torch.device, optimizer: torch.optim.Optimizer, kept: Kept | None) -> bool:
+    """Whether `train_epoch` lets a GPU work on before it has looked at the last gradient.
+
+    Not where states are kept within the epoch: such a state has the proxies of its own step.
+    """
+    return device.type == "cuda" and kept is None and can_pass_over(optimizer)
 
 
 @torch.inference_mode()
@@ -375,10 +400,8 @@ def encode(
     indices, features, done = [np.zeros(0, np.int64)], [np.zeros((0, encoder.feature_size), np.float32)], 0
 
     def described() -> Iterator[Tensor]:
-        most = 0
         for batch in scan:
-            most = max(most, len(batch.indices))
-            with casting, as_written(encoder, len(batch.indices) < most):
+            with casting, compiled_where_it_pays(encoder, len(batch.indices)):
                 rows = encoder(to_device(batch, device))
             indices.append(batch.indices)
             yield rows.float()

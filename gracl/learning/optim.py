@@ -1,6 +1,7 @@
 """The optimizer, and its rate as a pure function of the epoch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -101,6 +102,16 @@ def pass_over_bad(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
     As torch's `GradScaler` does where a scaled gradient overflows: the kernel reads a flag on the device.
     """
     optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def no_longer_passing_over(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Whatever ends it: steps that are taken afterwards are taken."""
+    try:
+        yield
+    finally:
+        if hasattr(optimizer, "found_inf"):
+            del optimizer.found_inf
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

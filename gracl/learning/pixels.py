@@ -69,7 +69,9 @@ def normalise(images: UInt8[Tensor, "batch height width 3"]) -> Float32[Tensor, 
 
 
 def _constant(values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _sent_once(values, dtype, device) if device.type == "cuda" else torch.tensor(values, dtype=dtype)
+    return (
+        _sent_once(values, dtype, device) if device.type == "cuda" else torch.tensor(values, dtype=dtype, device=device)
+    )
 
 
 @lru_cache

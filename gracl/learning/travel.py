@@ -33,17 +33,22 @@ class Leaving:
     def arrived(self) -> Shaped[Tensor, "*shape"]:
         """What was made, on the host; waits for this copy alone, and not for what the device was given after it."""
         if self._done is None:
-            return self._made
+            return self._made.cpu()
         self._done.synchronize()
         return self._made.clone()  # pinned memory is dear: it goes back
 
 
-def brought(made: Iterable[Shaped[Tensor, "..."]]) -> Iterator[Shaped[Tensor, "..."]]:
-    """Each tensor on the host, in order; of those that a GPU makes the next two are begun before one is waited for."""
+def brought(made: Iterable[Shaped[Tensor, "..."]], ahead: int | None = None) -> Iterator[Shaped[Tensor, "..."]]:
+    """Each tensor on the host, in order.
+
+    Args:
+        made: the tensors, each made when it is asked for.
+        ahead: how many more are asked for before one is waited for; None: two where they are made on a GPU, else none.
+    """
     under_way: deque[Leaving] = deque()
     for one in made:
         under_way.append(Leaving(one))
-        if not one.is_cuda or len(under_way) > _AHEAD:
+        if len(under_way) > (ahead if ahead is not None else _AHEAD * one.is_cuda):
             yield under_way.popleft().arrived()
     while under_way:
         yield under_way.popleft().arrived()

@@ -110,10 +110,10 @@ def _gpus() -> list[Monitor]:
     except ImportError:
         return []
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:
+            return []
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
         return [GPUMonitor()]

@@ -158,6 +158,12 @@ def images_of(block: pa.RecordBatch) -> Iterator[list[memoryview]]:
     """
     rows = block.column("images")
     flat = rows.values
+    if flat.type != pa.large_binary():
+        raise StreamError(
+            expected(
+                "a column of large_binary from Ray Data", flat.type, "set scale.stream=mapped, and report this release"
+            )
+        )
     _, ends, content = flat.buffers() if len(flat) else (None, bytes(8), b"")
     places = np.frombuffer(ends, np.int64)[flat.offset :].tolist()
     seen = memoryview(content)

@@ -288,7 +288,6 @@ def describe_job(
         wait_s=config.scale.wait_s,
         folder=run.folder,
         deterministic=config.scale.deterministic,
-        compile=config.scale.compile,
     )
 
 
@@ -315,6 +314,7 @@ def describe_lesson(config: TrainConfig, *, cameras: list[ray.ObjectRef] | None 
         },
         seed=config.seed,
         cameras=cameras,
+        compile=config.scale.compile,
     )
 
 

@@ -81,6 +81,7 @@ class Lesson:
     fit: Mapping[str, Any]
     seed: int
     cameras: list[ObjectRef] | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,6 @@ class Job:
     wait_s: float
     folder: str
     deterministic: bool
-    compile: bool = False
     start: str | None = None
     precision: str = "float32"
 
@@ -106,6 +106,8 @@ class Job:
 def build(lesson: Lesson, device: torch.device) -> tuple[Encoder, ProxyContrast, torch.optim.Optimizer]:
     """Encoder, loss and optimizer of a lesson; the same on every rank and in `gracl.local`."""
     encoder = build_encoder(**lesson.encoder, seed=lesson.seed).to(device)
+    if lesson.compile:
+        compile_encoder(encoder)
     return encoder, ProxyContrast(**lesson.loss), build_optimizer(encoder.parameters(), **lesson.optim)
 
 
@@ -154,8 +156,6 @@ def _train(job: Job) -> None:
     # Whoever has a state needs the first weights no more, and their file may be gone.
     first = {"weights": None} if state else {}
     encoder, criterion, optimizer = build(replace(job.lesson, encoder={**job.lesson.encoder, **first}), device)
-    if job.compile:
-        compile_encoder(encoder)
     progress = throttled(job.board) if ranks.rank == 0 else silent
     seen = job.lesson.cameras
     cameras = answer_of(seen[0], "the cameras of the train split", OBJECT_S) if seen else None

@@ -1,3 +1,4 @@
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -15,9 +16,24 @@ def test_dice_are_those_of_the_plain_seed_sequence(seed):
         np.testing.assert_array_equal(rng(seed, *key).random(4), plain.random(4))
 
 
-def test_a_seed_below_zero_is_refused():
+@pytest.fixture
+def unchecked():
+    """As in production, where nobody looks at hints."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("seed", [-1, np.int64(-1)])
+def test_a_seed_below_zero_is_refused(seed, unchecked):
     with pytest.raises(ValueError, match="non-negative"):
-        rng(-1, "view")
+        rng(seed, "view")
+
+
+def test_numbers_of_numpy_are_taken_whole_and_broken_ones_refused(unchecked):
+    np.testing.assert_array_equal(rng(0, np.int64(2**33 + 5)).random(4), rng(0, 2**33 + 5).random(4))
+    with pytest.raises(TypeError):
+        rng(0, 1.5)
 
 
 def test_any_other_key_gives_other_dice():

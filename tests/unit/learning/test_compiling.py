@@ -1,5 +1,6 @@
 """The compiled encoder is the encoder; the compiler itself is torch's, and mostly left out here: it takes a minute."""
 
+import copy
 import shutil
 from contextlib import nullcontext
 
@@ -13,7 +14,7 @@ from torch._inductor import config as inductor
 
 from gracl.errors import ConfigError
 from gracl.learning.casting import autocast
-from gracl.learning.compiling import as_written, compile_encoder
+from gracl.learning.compiling import as_written, compile_encoder, is_compiled
 from gracl.learning.encoder import Encoder
 from gracl.learning.fit import encode
 from gracl.learning.layers import GeneralizedMeanPool, group_batch_norm
@@ -109,6 +110,9 @@ def test_a_shape_that_comes_once_is_not_compiled(counted):
     assert counted.frame_count == 1
     wanted = encode(small_encoder(), iter(parts), nullcontext(), lambda done: None)
     np.testing.assert_allclose(found.features, wanted.features, atol=1e-6)
+    small = [Batch(0, 0, np.arange(3), whole[:3])]
+    encode(encoder, iter(small), nullcontext(), lambda done: None)
+    assert counted.frame_count == 1, "a split smaller than a batch is seen as written"
     with as_written(encoder):
         encoder(torch.zeros(3, 3, 8, 4))
     assert counted.frame_count == 1
@@ -116,9 +120,11 @@ def test_a_shape_that_comes_once_is_not_compiled(counted):
 
 def test_a_teacher_is_compiled_as_its_encoder_is(counted):
     encoder = small_encoder()
-    assert not Teacher(encoder, 0.9).encoder.backend
+    assert not is_compiled(Teacher(encoder, 0.9).encoder)
     compile_encoder(encoder, backend=counted)
+    assert not is_compiled(copy.deepcopy(encoder))
     teacher = Teacher(encoder, 0.9)
+    assert is_compiled(teacher.encoder)
     seen = teacher.encoder.eval()(torch.zeros(4, 3, 8, 4))
     assert counted.frame_count == 1
     torch.testing.assert_close(seen, small_encoder().eval()(torch.zeros(4, 3, 8, 4)))

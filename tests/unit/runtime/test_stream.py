@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from gracl.errors import StreamError
 from gracl.runtime.stream import FIRST_TICKETS, GROWTH, MOST_TICKETS, fill, images_of, runs_of
 from gracl.types import EMPTY
 
@@ -38,6 +39,13 @@ def test_images_are_found_by_their_places_as_arrow_finds_them() -> None:
     rows = pa.concat_tables([table, table, table.slice(1)])
     for seen in (table, rows, rows.combine_chunks(), rows.combine_chunks().slice(2, 2), rows.slice(3), table.slice(2)):
         assert told(seen) == seen["images"].to_pylist()
+
+
+def test_a_column_of_another_kind_is_refused() -> None:
+    (table,) = block()
+    other = table.cast(table.schema.set(4, pa.field("images", pa.list_(pa.binary()))))
+    with pytest.raises(StreamError, match="large_binary from Ray Data; came binary"):
+        told(other)
 
 
 @pytest.mark.parametrize("batch", [[EMPTY, EMPTY], [1, EMPTY]])

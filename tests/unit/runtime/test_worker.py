@@ -1,5 +1,7 @@
 """What a rank does that needs no Ray: Ray Train's functions are replaced by ones that take notes."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -194,6 +196,20 @@ def test_every_rank_builds_the_same_model_from_the_seed():
     first, same, other = (one.state_dict() for one in built)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first[KERNEL], other[KERNEL])
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_is_to_be_compiled_is_compiled_before_anybody_uses_it(asked, monkeypatch):
+    seen = []
+    monkeypatch.setattr(worker, "compile_encoder", seen.append)
+    encoder, *_ = build(describe_lesson(toy_config("nowhere", scale__compile=asked)), torch.device("cpu"))
+    assert seen == ([encoder] if asked else [])
+
+
+def test_a_rank_loads_nothing_that_it_does_not_use():
+    code = "import sys, gracl.runtime.worker; print(sorted({'mlflow', 'numba', 'scipy', 'faiss'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_lesson_says_what_is_fallen_back_on_and_how_often_ranks_are_compared():

@@ -43,7 +43,7 @@ $(SHARDS)/train/manifest.json: | $(READY)
 bench: $(READY)  ## what each phase costs on this machine's CPUs, in under fifteen minutes
 	PYTHON=$(BIN)/python benchmarks/on_cpu.sh bench
 
-bench-gpu: $(READY)  ## what there is to see on one GPU, in under nine minutes
+bench-gpu: $(READY)  ## what there is to see on one GPU; meant for nine minutes, not run as a whole yet
 	PYTHON=$(BIN)/python benchmarks/on_gpu.sh bench-gpu
 
 lint: $(READY)

@@ -132,15 +132,18 @@ def variant(config: TrainConfig, seconds: float, *, with_peers: bool) -> tuple[d
             augmented(plain, augmentations)
         return steps * batch
 
-    ways = {"peers": peers(encoder_options(config), pictures, device)} if with_peers else {}
-    ways |= {"train": train, "bare": bare, "scan": scan, "bare_scan": bare_scan, "altering": altering}
+    ways = {"train": train, "bare": bare, "scan": scan, "bare_scan": bare_scan, "altering": altering}
     found = {name: round(rate(work, seconds, device), 1) for name, work in ways.items()}
+    most = round(torch.cuda.max_memory_allocated() / 1e9, 2) if device.type == "cuda" else None
+    if with_peers:
+        found["peers"] = round(rate(peers(encoder_options(config), pictures, device), seconds, device), 1)
     half = config.precision == "bfloat16"
     product = product_rate(device, torch.bfloat16 if half else torch.float32)
     flops = operations(build_encoder(**encoder_options(config)).to(device), there[:4])
     told: dict[str, Any] = {"gflop_an_image": round(flops / 1e9, 2), "product_tflops": round(product / 1e12, 3)}
     told["of_product"] = round(found["train"] * flops / product, 3)
     if device.type == "cuda":
+        told["gpu_gb"] = most
         share, told["kernels"] = outside_kernels(train)
         told["outside_kernels"] = round(share, 3)
     return found, told
@@ -164,7 +167,7 @@ def main() -> None:
             "scan_of_bare": round(figures["scan"] / figures["bare_scan"], 3),
         }
         if torch.cuda.is_available():
-            one["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         print(json.dumps(one), flush=True)
         found.append(one)

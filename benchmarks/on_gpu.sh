@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What there is to see on one GPU, in under nine minutes: tests, the relations at a million images, the step, a training on Ray.
+# What there is to see on one GPU, meant to take less than nine minutes (no card has run it as a whole yet): tests, the relations at a million images, the step, a training on Ray.
 #   PYTHON=.venv/bin/python benchmarks/on_gpu.sh FOLDER
 out=${1:?usage: benchmarks/on_gpu.sh FOLDER}
 source "$(dirname "$0")/parts.sh"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 from gracl.learning.encoder import Encoder, build_encoder
@@ -20,19 +21,23 @@ def peers(options: dict[str, Any], pictures: np.ndarray, device: torch.device) -
     """Steps as the code of the family takes them; returns how many images it saw.
 
     Float32, pictures as floats from the host in each step, whole batches in batch norm, maps with the channels first, a
-    group of the optimizer for each tensor, one bank whose rows are moved one by one, the loss read at each step. What
-    they need to make the pictures is left out, as it is for ours.
+    group of the optimizer for each tensor, one bank whose rows are moved one by one, the loss read at each step; pinned
+    pictures and cuDNN's search for the best kernels, as they have them. What they need to make the pictures is left
+    out, as it is for ours.
     """
     encoder = build_encoder(**options | {"bn_group": 0}).to(device)
     optimizer = torch.optim.Adam([{"params": [one]} for one in encoder.parameters() if one.requires_grad], lr=3.5e-4)
     floats = normalise(torch.from_numpy(pictures)).contiguous()
+    if device.type == "cuda":
+        floats = floats.pin_memory()
     labels = torch.arange(len(pictures)) * CLUSTERS // len(pictures)
     bank = F.normalize(torch.randn(CLUSTERS, encoder.feature_size), dim=1).to(device)
 
     def steps(number: int) -> int:
         encoder.train()
+        torch.backends.cudnn.benchmark = True
         for _ in range(number):
-            seen, wanted = floats.to(device), labels.to(device)
+            seen, wanted = floats.to(device, non_blocking=True), labels.to(device)
             features = encoder(seen)
             loss = F.cross_entropy(features @ bank.T / TEMPERATURE, wanted)
             optimizer.zero_grad()
@@ -43,6 +48,7 @@ def peers(options: dict[str, Any], pictures: np.ndarray, device: torch.device) -
                     bank[label] = MOMENTUM * bank[label] + (1 - MOMENTUM) * row
                     bank[label] /= bank[label].norm()
             loss.item()
+        torch.backends.cudnn.benchmark = False
         return number * len(pictures)
 
     return steps
@@ -58,7 +64,8 @@ def operations(encoder: Encoder, seen: torch.Tensor) -> float:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """Operations per second of a large product of matrices."""
+    """Operations per second of a large product of matrices; on a GPU float32 in TF32, as torch's convolutions are."""
+    torch.backends.cuda.matmul.allow_tf32, before = True, torch.backends.cuda.matmul.allow_tf32
     size = PRODUCT[device.type]
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     one @ other
@@ -69,11 +76,13 @@ def product_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0)
         if device.type == "cuda":
             torch.cuda.synchronize()
         done += 4
-    return done * 2 * size**3 / (time.perf_counter() - began)
+    took = time.perf_counter() - began
+    torch.backends.cuda.matmul.allow_tf32 = before
+    return done * 2 * size**3 / took
 
 
 def outside_kernels(steps: Callable[[int], int], number: int = 8) -> tuple[float, str]:
-    """The share of the time of some steps in which a GPU ran no kernel of ours, and the table of its kernels."""
+    """The share of the time of some steps in which a GPU ran no kernel and copied nothing, and the table of both."""
     steps(2)
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
@@ -82,5 +91,8 @@ def outside_kernels(steps: Callable[[int], int], number: int = 8) -> tuple[float
         torch.cuda.synchronize()
         took = time.perf_counter() - began
     averages = profiler.key_averages()
-    busy = sum(one.self_device_time_total for one in averages) / 1e6
+    on_card = (
+        one for one in averages if one.device_type == DeviceType.CUDA and not getattr(one, "is_user_annotation", False)
+    )
+    busy = sum(one.self_device_time_total for one in on_card) / 1e6
     return 1 - busy / took, averages.table(sort_by="self_cuda_time_total", row_limit=25)

@@ -79,7 +79,8 @@ def near_memory(shape: tuple[int, ...]) -> UInt8[ndarray, "*shape"]:
 
     Where a row begins at a multiple of 32 bytes libjpeg-turbo writes it past the processor's cache (AVX2), and whoever
     reads it next has to fetch it again: 20 microseconds more for the decoder and 40 for a training view, at 256 x 128.
-    So this begins 16 bytes beside such a place.
+    So this begins 16 bytes beside such a place, and with it each row where three times the width is a multiple of 32;
+    of other widths some rows still begin at one.
     """
     size = math.prod(shape)
     raw = np.empty(size + 2 * _STREAMED, np.uint8)

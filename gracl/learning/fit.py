@@ -317,20 +317,15 @@ def train_epoch(
 
     Raises:
         NonFiniteLoss: on all ranks.
-        ValueError: tickets on a device; `ahead` with an optimizer that cannot pass over a step.
+        ValueError: tickets on a device; `ahead` with states that are kept, or an optimizer that cannot pass over a step.
     """
     learner.train()
     parameters = [weight for weight in learner.parameters() if weight.requires_grad]
     device = parameters[0].device
     steps, part = tickets.shape[0], tickets.shape[1] // ranks.size
     mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
-    if ahead is None:
-        ahead = goes_ahead(device, optimizer, kept)
-    elif ahead and not can_pass_over(optimizer):
-        came = f"{type(optimizer).__name__} without fused=True"
-        raise ValueError(expected("a fused optimizer for ahead=True", came, "make it by build_optimizer"))
-    if tickets.device.type != "cpu":
-        raise ValueError(expected("tickets on the host", tickets.device, "give torch.from_numpy(plan.tickets)"))
+    ahead = goes_ahead(device, optimizer, kept) if ahead is None else ahead
+    _check_going_on(tickets, ahead, optimizer, kept)
     there = sent(tickets, device)
     rows = list(taken)
 
@@ -385,6 +380,17 @@ def goes_ahead(device: torch.device, optimizer: torch.optim.Optimizer, kept: Kep
     Not where states are kept within the epoch: such a state has the proxies of its own step.
     """
     return device.type == "cuda" and kept is None and can_pass_over(optimizer)
+
+
+def _check_going_on(tickets: Tensor, ahead: bool, optimizer: torch.optim.Optimizer, kept: Kept | None) -> None:
+    """Refuses what `train_epoch` cannot do."""
+    if tickets.device.type != "cpu":
+        raise ValueError(expected("tickets on the host", tickets.device, "give torch.from_numpy(plan.tickets)"))
+    if ahead and not can_pass_over(optimizer):
+        came = f"{type(optimizer).__name__} without fused=True"
+        raise ValueError(expected("a fused optimizer for ahead=True", came, "make it by build_optimizer"))
+    if ahead and kept:
+        raise ValueError(expected("nothing kept within the epoch for ahead=True", "kept", "leave ahead out"))
 
 
 @torch.inference_mode()

@@ -317,7 +317,7 @@ def train_epoch(
 
     Raises:
         NonFiniteLoss: on all ranks.
-        ValueError: tickets on a device; `ahead` with states that are kept, or an optimizer that cannot pass over a step.
+        ValueError: tickets on a device; `ahead` where states are kept, or an optimizer cannot pass over a step.
     """
     learner.train()
     parameters = [weight for weight in learner.parameters() if weight.requires_grad]

@@ -198,8 +198,8 @@ def test_what_cannot_be_done_ahead_is_refused():
     given = [iter([]), torch.arange(4)[None], OneRank(), nullcontext(), 0.0, quiet]
     with pytest.raises(ValueError, match=r"a fused optimizer for ahead=True; came SGD"):
         train_epoch(encoder, criterion, torch.optim.SGD(encoder.parameters(), lr=0.1), *given, ahead=True)
+    kept = {"kept": lambda rows, steps: None}
     with pytest.raises(ValueError, match=r"nothing kept within the epoch for ahead=True"):
-        kept = {"kept": lambda rows, steps: None}
         train_epoch(encoder, criterion, build_optimizer(encoder.parameters()), *given, ahead=True, **kept)
     given[1] = given[1].to("meta")
     with pytest.raises(ValueError, match="tickets on the host; came meta"):

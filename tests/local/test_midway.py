@@ -73,7 +73,7 @@ def test_a_run_stopped_within_an_epoch_and_resumed_equals_an_unbroken_one(
     assert later[:1] == ([step + 1] if step < 3 else [1][: 2 - epoch]), "the steps before were taken once more"
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize("epoch", [pytest.param(0, marks=pytest.mark.long), 1, pytest.param(2, marks=pytest.mark.long)])
 def test_an_overlapped_run_keeps_no_state_without_the_labels_that_the_next_epoch_learns(
     toy_shards, tmp_path, unbroken, epoch
 ):

@@ -178,9 +178,9 @@ def test_before_the_first_reading_there_is_nothing_to_fetch(ray_cluster, toy_sha
 @pytest.mark.parametrize(
     ("image_bytes", "sizes"),
     [
-        (1000.0, [2, 4, 4]),  # many small images: as they grow
-        (float(1 << 20), [2, 4, 4]),  # a part of 6 images of 1 MB: 32 MB hold 5
-        (float(1.7 * (1 << 20)), [2, 3, 3, 2]),
+        (1000.0, [4, 6]),  # many small images: as they grow
+        (float(1 << 20), [4, 5, 1]),  # a part of 6 images of 1 MB: 32 MB hold 5
+        (float(1.7 * (1 << 20)), [3, 3, 3, 1]),
         (float(1 << 40), 10 * [1]),  # one ticket at least
     ],
 )

@@ -61,6 +61,7 @@ def overlapped(toy_shards):
     return learn(toy_config(toy_shards, relations__overlap=True))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_training_beats_untrained_features_by_far(tmp_path):
     """Measured when it was written: 0.41 untrained, 0.85 after six epochs."""

@@ -73,6 +73,7 @@ class Killer(threading.Thread):
             self.newest = find_midway(str(self._folder), 1)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)  # the run that nobody disturbs, and one that begins twice
 def test_a_run_whose_worker_is_killed_within_an_epoch_goes_on_from_the_step(
     ray_cluster, toy_shards, runs, unbroken, capfd

@@ -152,6 +152,7 @@ def test_overlapped_one_worker_that_is_killed_and_resumed_equals_the_local_run(r
     assert_same_run(load_state(result["checkpoint"]), learn(toy_config(toy_shards, **changes)))
 
 
+@pytest.mark.long
 def test_overlapped_two_workers_have_the_labels_of_one(ray_cluster, toy_shards, runs):
     changes = {"relations__overlap": True, "scale__workers": 2}
     state = load_state(train(toy_config(toy_shards, runs, name="overlap-two", **changes))["checkpoint"])
@@ -196,7 +197,7 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_clust
             {"relations__shards": 2, "scale__shard_cpus": 0.25, "relations__precision": "float16"},
             marks=pytest.mark.long,
         ),
-        (
+        pytest.param(
             "cameras",
             {
                 "relations__camera_aware": True,
@@ -204,6 +205,7 @@ def test_a_cluster_that_can_never_hold_the_run_is_refused_with_the_sum(ray_clust
                 "relations__clustering": "hdbscan",
                 "relations__min_cluster_size": 3,
             },
+            marks=pytest.mark.long,
         ),
         ("extras", EXTRAS | {"scale__stream": "mapped", "scale__keep_pixels": True, "eval_stability": 1} | LATE),
         pytest.param(

@@ -67,6 +67,7 @@ def of_three_ranks(out: Path, backend: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_ranks_average_the_gradients_of_ranks_that_are_not(tmp_path: Path):
     plain, compiled = (of_three_ranks(tmp_path / f"found {backend}", backend) for backend in ("", "aot_eager"))

@@ -19,7 +19,7 @@ from tests.local.test_fit import assert_same_run
 from tests.toy import TOY, toy_config
 
 # Four trainings are one fixture.
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 SHORT = {"epochs": 2, "eval_every": 1}
 ARMS = {"plain": [], "cameras": ["camera_balanced=true"]}
 COLLAPSES = ["relations.eps=0.001", "relations.min_samples=30"]

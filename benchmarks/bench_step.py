@@ -35,7 +35,8 @@ from gracl.images.plans import identity_plan
 from gracl.images.views import draw_augmentation
 from gracl.learning.casting import autocast
 from gracl.learning.encoder import build_encoder
-from gracl.learning.fit import encode, train_epoch
+from gracl.learning.encoding import encode
+from gracl.learning.fit import train_epoch
 from gracl.learning.pixels import augmented, normalise
 from gracl.local import OneRank
 from gracl.randomness import rng

@@ -23,9 +23,9 @@ def peers(options: dict[str, Any], pictures: np.ndarray, device: torch.device) -
     Float32, pictures as floats from the host in each step, whole batches in batch norm, maps with the channels first, a
     group of the optimizer for each tensor, one bank whose rows are moved one by one, the loss read at each step; pinned
     pictures and cuDNN's search for the best kernels, as they have them. What they need to make the pictures is left
-    out, as it is for ours.
+    out, as it is for ours. `options` are those of `build_encoder`.
     """
-    encoder = build_encoder(**options | {"bn_group": 0}).to(device)
+    encoder = build_encoder(**options).to(device)
     optimizer = torch.optim.Adam([{"params": [one]} for one in encoder.parameters() if one.requires_grad], lr=3.5e-4)
     floats = normalise(torch.from_numpy(pictures)).contiguous()
     if device.type == "cuda":
@@ -33,9 +33,9 @@ def peers(options: dict[str, Any], pictures: np.ndarray, device: torch.device) -
     labels = torch.arange(len(pictures)) * CLUSTERS // len(pictures)
     bank = F.normalize(torch.randn(CLUSTERS, encoder.feature_size), dim=1).to(device)
 
+    @torch.backends.cudnn.flags(enabled=True, benchmark=True)
     def steps(number: int) -> int:
         encoder.train()
-        torch.backends.cudnn.benchmark = True
         for _ in range(number):
             seen, wanted = floats.to(device, non_blocking=True), labels.to(device)
             features = encoder(seen)
@@ -48,7 +48,6 @@ def peers(options: dict[str, Any], pictures: np.ndarray, device: torch.device) -
                     bank[label] = MOMENTUM * bank[label] + (1 - MOMENTUM) * row
                     bank[label] /= bank[label].norm()
             loss.item()
-        torch.backends.cudnn.benchmark = False
         return number * len(pictures)
 
     return steps

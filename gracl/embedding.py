@@ -23,7 +23,7 @@ from gracl.images.views import eval_view
 from gracl.learning.casting import autocast
 from gracl.learning.checkpoint import load_encoder
 from gracl.learning.encoder import Encoder
-from gracl.learning.fit import encode
+from gracl.learning.encoding import encode
 from gracl.learning.flipping import encode_with_mirror
 from gracl.types import FeatureTable, Plan
 

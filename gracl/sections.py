@@ -331,7 +331,7 @@ class Scale(Crew):
     )
     compile: bool = Field(
         False,
-        description="workers compile the network: a minute or more at the start, then faster steps on a GPU; other "
+        description="workers compile the network, which takes a minute or more at the start; meant for GPUs; other "
         "rounding",
     )
     resize_s: float = Field(60.0, gt=0, description="elastic: seconds between looks for room for more workers")

@@ -49,9 +49,9 @@ def is_compiled(encoder: Encoder) -> bool:
     return encoder._compiled_call_impl is not None
 
 
-def as_written(encoder: Encoder, when: bool = True) -> AbstractContextManager[object]:
+def as_written(encoder: Encoder) -> AbstractContextManager[object]:
     """Within it a compiled encoder is not: for a shape that comes once, which is not worth its minute."""
-    if not (is_compiled(encoder) and when):
+    if not is_compiled(encoder):
         return nullcontext()
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance
@@ -63,7 +63,7 @@ def compiled_where_it_pays(encoder: Encoder, rows: int) -> AbstractContextManage
     The last of a split, and all of a split smaller than a batch, are seen as written, once a whole batch was seen.
     """
     encoder.most_rows = max(encoder.most_rows, rows)
-    return as_written(encoder, rows < encoder.most_rows)
+    return as_written(encoder) if rows < encoder.most_rows else nullcontext()
 
 
 def _compile(encoder: Encoder, backend: str | Callable[..., Any]) -> None:

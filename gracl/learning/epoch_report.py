@@ -11,6 +11,7 @@ from torch import Tensor
 from gracl.types import Assignment, Batch, EpochReport, Plan, RetrievalReport
 
 PHASES = ("keep", "scan", "relate", "plan", "train", "judge", "epoch")
+# The name under which an epoch reports the loss of each step.
 STEP_LOSSES = "step_losses"
 FEEDING = ("scan_wait", "scan_decode", "train_wait", "train_decode", "train_first")
 

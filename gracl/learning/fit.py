@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
@@ -24,8 +23,8 @@ from gracl.errors import expected
 from gracl.learning.answers import ask, settled
 from gracl.learning.casting import autocast
 from gracl.learning.checkpoint import TrainState
-from gracl.learning.compiling import compiled_where_it_pays
 from gracl.learning.encoder import Encoder
+from gracl.learning.encoding import encode
 from gracl.learning.epoch_report import Clock, describe_epoch
 from gracl.learning.guards import NOWHERE, Study, bad_step, check_weights, guarded_loss
 from gracl.learning.losses import Criterion
@@ -34,7 +33,7 @@ from gracl.learning.optim import can_pass_over, load_optimizer, no_longer_passin
 from gracl.learning.pixels import to_device
 from gracl.learning.sameness import SameWeights
 from gracl.learning.teacher import Teacher
-from gracl.learning.travel import Leaving, brought, sent
+from gracl.learning.travel import Leaving, sent
 from gracl.types import Assignment, Batch, EpochReport, FeatureTable, Plan, RetrievalReport
 
 
@@ -391,32 +390,6 @@ def _check_going_on(tickets: Tensor, ahead: bool, optimizer: torch.optim.Optimiz
         raise ValueError(expected("a fused optimizer for ahead=True", came, "make it by build_optimizer"))
     if ahead and kept:
         raise ValueError(expected("nothing kept within the epoch for ahead=True", "kept", "leave ahead out"))
-
-
-@torch.inference_mode()
-def encode(
-    encoder: Encoder,
-    scan: Iterator[Batch],
-    casting: AbstractContextManager[object],
-    progress: Callable[[int], None],
-) -> FeatureTable:
-    """The features of a scan, in eval mode; each keeps the index of its image."""
-    encoder.eval()
-    device = next(encoder.parameters()).device
-    indices, features, done = [np.zeros(0, np.int64)], [np.zeros((0, encoder.feature_size), np.float32)], 0
-
-    def described() -> Iterator[Tensor]:
-        for batch in scan:
-            with casting, compiled_where_it_pays(encoder, len(batch.indices)):
-                rows = encoder(to_device(batch, device))
-            indices.append(batch.indices)
-            yield rows.float()
-
-    for rows in brought(described()):
-        features.append(rows.numpy())
-        done += len(rows)
-        progress(done)
-    return FeatureTable(np.concatenate(indices), np.concatenate(features))
 
 
 def watched(progress: Progress, phase: str, images: int, ranks: int) -> Callable[[int], None]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gracl.errors import expected
 from gracl.learning.encoder import Encoder
-from gracl.learning.fit import encode
+from gracl.learning.encoding import encode
 from gracl.types import Batch, FeatureTable
 
 # A sum shorter than this has no direction; the row stays about 0.

@@ -101,7 +101,8 @@ def pass_over_bad(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
 
     As torch's `GradScaler` does where a scaled gradient overflows: the kernel reads a flag on the device.
     """
-    optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+    told: Any = optimizer  # the flag is no part of the class; torch's scaler sets it from outside, too
+    told.found_inf = (~torch.isfinite(norm)).float()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Checkpoints by URI: `learning/checkpoint.py` reads folders of this machine, runs may be kept elsewhere."""
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from gracl.images import storage
 from gracl.learning.checkpoint import STATE_FILE, TrainState, load_encoder, load_state
 from gracl.learning.encoder import Encoder
 from gracl.sections import Relations
+
+# As `epoch_folder` writes it; a folder of another name is none of ours.
+EPOCH = re.compile(r"epoch-([0-9]{4}|[1-9][0-9]{4,})")
 
 
 def load_run_state(uri: str) -> TrainState:

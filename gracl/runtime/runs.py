@@ -5,7 +5,6 @@ A run's folder holds `run.json` (recipe, MLflow run, epochs done when it last en
 """
 
 import json
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -23,15 +22,13 @@ from gracl.images.manifests import Manifest, read_manifest
 from gracl.learning.checkpoint import STATE_FILE, TrainState, check_recipe
 from gracl.learning.encoder import build_encoder
 from gracl.learning.epoch_report import PHASES
-from gracl.runtime.checkpoints import epoch_folder, load_run_state
+from gracl.runtime.checkpoints import EPOCH, epoch_folder, load_run_state
 from gracl.runtime.progress import say
 from gracl.runtime.records import RECORD, read_run
 from gracl.runtime.terminal import table
 from gracl.runtime.tracking import DataSplit, mend, nesting, reopen_run, start_run
 
 PICTURE = "ranked.png"
-# As `epoch_folder` writes it; a folder of another name is none of ours.
-EPOCH = re.compile(r"epoch-([0-9]{4}|[1-9][0-9]{4,})")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from gracl.errors import CheckpointError, expected
 from gracl.images import storage
 from gracl.images.plain_json import check_values, fits, read_values
 from gracl.learning.checkpoint import STATE_FILE, TrainState
-from gracl.runtime.checkpoints import epoch_folder, load_any_state, load_run_state
+from gracl.runtime.checkpoints import EPOCH, epoch_folder, load_any_state, load_run_state
 from gracl.runtime.midway import clear_midways, find_midway
 from gracl.runtime.progress import say
 from gracl.runtime.records import RECORD, read_run
-from gracl.runtime.runs import EPOCH, epochs_in
+from gracl.runtime.runs import epochs_in
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 SCORE = "val/mAP"

@@ -34,7 +34,6 @@ from gracl.runtime.buffering import Buffer, Write, client_of, is_refusal
 from gracl.runtime.nodes import SYSTEM
 from gracl.runtime.progress import say
 
-# Beside its figures an epoch's report to Ray Train brings these.
 # As many as MLflow takes at once.
 _MOST_METRICS = 1000
 

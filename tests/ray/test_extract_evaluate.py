@@ -20,7 +20,7 @@ from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view
 from gracl.learning.casting import autocast
 from gracl.learning.checkpoint import load_encoder, save_state
-from gracl.learning.fit import encode
+from gracl.learning.encoding import encode
 from gracl.learning.identity import model_digest
 from gracl.retrieval.expansion import expand
 from gracl.retrieval.metrics import evaluate_retrieval

@@ -16,7 +16,7 @@ from gracl.errors import ConfigError
 from gracl.learning.casting import autocast
 from gracl.learning.compiling import as_written, compile_encoder, is_compiled
 from gracl.learning.encoder import Encoder
-from gracl.learning.fit import encode
+from gracl.learning.encoding import encode
 from gracl.learning.layers import GeneralizedMeanPool, group_batch_norm
 from gracl.learning.teacher import Teacher
 from gracl.types import Batch

@@ -10,7 +10,8 @@ import torch
 
 from gracl.errors import NonFiniteLoss
 from gracl.learning.encoder import Encoder
-from gracl.learning.fit import encode, goes_ahead, train_epoch, watched
+from gracl.learning.encoding import encode
+from gracl.learning.fit import goes_ahead, train_epoch, watched
 from gracl.learning.losses import ProxyContrast
 from gracl.learning.optim import build_optimizer
 from gracl.learning.pixels import normalise

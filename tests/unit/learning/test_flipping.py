@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from gracl.learning.fit import encode
+from gracl.learning.encoding import encode
 from gracl.learning.flipping import average, encode_with_mirror, mirrored
 from gracl.learning.pixels import normalise
 from gracl.randomness import rng

@@ -4,16 +4,17 @@ r"""From shards to training pictures: images per CPU-second, beside what people 
     python pipelines/ingest.py layout=market1501 raw=world out=shards/w256
     python -m benchmarks.bench_views out=FILE.json root=shards/w256 height=256 width=128 seconds=8 rounds=3
 
-Each way runs in a process of its own and shows the train split again and again, by batches of 64, for at least that
-many seconds; of `rounds` (1) through all ways the medians are told. `decode` is the JPEG decoder alone (the limit of
-anything that decodes each picture), `views` the decoder and the altered view of training, `loader` the product's local
-loader (shards, tickets, dice, threads, batches), `kept` the same with decoded pictures on this disk
-(`scale.keep_pixels`), `stream` the same batches as `loader` by Ray Data as a training worker gets them, on a private
-Ray; `loader_late`, `kept_late` and `stream_late` leave the altering to the device (`scale.views_on=device`; what it
-costs there is not counted, see bench_step), and `dataloader` torch's DataLoader with one worker that stays, over the
-files' bytes in memory, with Pillow and NumPy doing the same views (resize, mirror, pad and crop, erase), normalised to
-floats as the peers do. CPU seconds are those of the process and of its children, for the streams also those of Ray's
-own processes. Plans are of 100 steps.
+Each way runs in a process of its own and shows the train split again and again, by batches of `objects` (16) times 16
+pictures in plans of `steps` (200, as the presets have them), for at least that many seconds after those that are not
+counted; of `rounds` (1) through all `ways` (or some, by commas) the medians are told. `decode` is the JPEG decoder
+alone (the limit of anything that decodes each picture), `views` the decoder and the altered view of training, `loader`
+the product's local loader (shards, tickets, dice, threads, batches), `kept` the same with decoded pictures on this
+disk (`scale.keep_pixels`), `stream` the same batches as `loader` by Ray Data as a training worker gets them, on a
+private Ray; `loader_late`, `kept_late` and `stream_late` leave the altering to the device (`scale.views_on=device`;
+what it costs there is not counted, see bench_step), and `dataloader` torch's DataLoader with one worker that stays,
+over the files' bytes in memory, with Pillow and NumPy doing the same views (resize, mirror, pad and crop, erase),
+normalised to floats as the peers do. CPU seconds are those of the process and of its children, for the streams also
+those of Ray's own processes.
 """
 
 import io
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,9 +50,39 @@ from gracl.runtime.session import Demand, session
 from gracl.runtime.stream import STREAM, StreamBatches, open_stream
 from gracl.types import IMAGENET_MEAN, IMAGENET_STD
 
-BATCH = 64
-STEPS = 100
+IMAGES_PER_OBJECT = 16
+WARM = 1280
+BESIDE = ("views", "dataloader")
 WAYS = ("decode", "views", "loader", "loader_late", "kept", "kept_late", "stream", "stream_late", "dataloader")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What all ways are told alike: where the pictures are, their size, plans of `steps` batches."""
+
+    root: str
+    height: int
+    width: int
+    objects: int = 16
+    steps: int = 200
+    seconds: float = 8.0
+    rounds: int = 1
+    ways: str = ",".join(WAYS)
+
+    def __post_init__(self) -> None:
+        chosen = self.ways.split(",")
+        if not {*BESIDE} <= {*chosen} <= {*WAYS}:
+            raise SystemExit(f"expected ways among {','.join(WAYS)} with {' and '.join(BESIDE)}, got {self.ways}")
+
+    @property
+    def size(self) -> dict[str, Any]:
+        """Height and width as views and loaders have them."""
+        return {"height": self.height, "width": self.width}
+
+    @property
+    def batch(self) -> int:
+        """Pictures in a batch."""
+        return self.objects * IMAGES_PER_OBJECT
 
 
 class Peers(torch.utils.data.Dataset[torch.Tensor]):
@@ -102,24 +134,25 @@ def streamed(way: str, store: ShardStore, size: dict[str, int]) -> Batches:
     return StreamBatches(end[STREAM], board, sizes=sizes, barrier=lambda: None, wait_s=300, **common(way, size))
 
 
-def seen(batches: Batches, labels: np.ndarray, epoch: int) -> Iterator[int]:
-    """The pictures of an epoch, as many at a time as a batch has."""
-    for batch in batches.picks(identity_plan(labels, epoch=epoch, objects=4, steps=STEPS)):
-        yield len(batch.images)
-
-
-def shown(way: str, root: str, height: int, width: int) -> Generator[int, None, None]:
+def shown(way: str, asked: Asked) -> Generator[int, None, None]:
     """Pictures, batch by batch and without end, by one of the ways; how many each time."""
-    store = ShardStore.open(root, "train")
+    store, size = ShardStore.open(asked.root, "train"), asked.size
     images = store.read(np.arange(len(store)))
-    size: dict[str, Any] = {"height": height, "width": width}
     labels, epoch = store.identities().object_ids, 0  # of a benchmark that learns nothing: batches as training has them
-    peers = Peers([bytes(image) for image in images], height, width)
-    peer_loader = torch.utils.data.DataLoader(peers, BATCH, shuffle=True, num_workers=1, persistent_workers=True)
+    peers = Peers([bytes(image) for image in images], asked.height, asked.width)
+    peer_loader = torch.utils.data.DataLoader(peers, asked.batch, shuffle=True, num_workers=1, persistent_workers=True)
+
+    def seen(batches: Batches) -> Iterator[int]:
+        plan = identity_plan(
+            labels, epoch=epoch, objects=asked.objects, images_per_object=IMAGES_PER_OBJECT, steps=asked.steps
+        )
+        for batch in batches.picks(plan):
+            yield len(batch.images)
+
     while True:
         if way in ("decode", "views"):
-            for start in range(0, len(images), BATCH):
-                some = images[start : start + BATCH]
+            for start in range(0, len(images), asked.batch):
+                some = images[start : start + asked.batch]
                 for number, image in enumerate(some):
                     if way == "decode":
                         decode(image)
@@ -128,16 +161,16 @@ def shown(way: str, root: str, height: int, width: int) -> Generator[int, None, 
                 yield len(some)
         elif way in ("loader", "loader_late"):
             batches: Batches = MappedBatches({"train": store}, **common(way, size))
-            yield from seen(batches, labels, epoch)
+            yield from seen(batches)
         elif way in ("kept", "kept_late"):
             if epoch == 0:
                 folder = TemporaryDirectory(prefix="gr-")
                 made = {"train": PixelFile(Path(folder.name), store.digest, len(store), **size)}
-            yield from seen(MappedBatches({"train": store}, made=made, **common(way, size)), labels, epoch)
+            yield from seen(MappedBatches({"train": store}, made=made, **common(way, size)))
         elif way in ("stream", "stream_late"):
             if epoch == 0:
                 batches = streamed(way, store, size)
-            yield from seen(batches, labels, epoch)
+            yield from seen(batches)
         else:
             for pixels in peer_loader:
                 yield len(pixels)
@@ -153,19 +186,20 @@ def spent_by_all() -> dict[tuple[int, float], float]:
     return spent
 
 
-def rate(way: str, root: str, height: int, width: int, seconds: float) -> dict[str, float]:
+def rate(way: str, asked: Asked) -> dict[str, float]:
     """Images per CPU-second and per second of one way."""
     torch.set_num_threads(1)
+    # A whole plan where something is made in the first one: the stream's tasks are there then, and pictures kept.
+    warm = asked.steps * asked.batch if way.startswith(("stream", "kept")) else WARM
     if way in ("stream", "stream_late"):
         with session(Demand(cpus=1.0, gpus=0.0, parts="the stream's tasks")):
-            return counted(shown(way, root, height, width), seconds)
-    return counted(shown(way, root, height, width), seconds)
+            return counted(shown(way, asked), warm, asked.seconds)
+    return counted(shown(way, asked), warm, asked.seconds)
 
 
-def counted(pictures: Generator[int, None, None], seconds: float) -> dict[str, float]:
-    """Images per CPU-second and per second, after an epoch that is not counted."""
+def counted(pictures: Generator[int, None, None], warm: int, seconds: float) -> dict[str, float]:
+    """Images per CPU-second and per second, after as many that are not counted."""
     with closing(pictures):
-        warm = STEPS * BATCH  # an epoch: the stream's tasks are there, and the next has begun
         while warm > 0:
             warm -= next(pictures)
         begun, before, images = time.perf_counter(), spent_by_all(), 0
@@ -179,26 +213,33 @@ def counted(pictures: Generator[int, None, None], seconds: float) -> dict[str, f
 def main() -> None:
     """One line for each way; the file holds all of them."""
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    size = int(given["height"]), int(given["width"])
-    if "way" in given:
-        print(json.dumps(rate(given["way"], given["root"], *size, float(given["seconds"]))))
+    way, out = given.pop("way", None), given.pop("out", None)
+    kinds: dict[str, Any] = {one.name: one.type for one in fields(Asked)}
+    asked = Asked(**{name: kinds[name](value) for name, value in given.items()})
+    if way:
+        print(json.dumps(rate(way, asked)))
         return
-    asked = {"root": given["root"], "height": size[0], "width": size[1], "seconds": float(given.get("seconds", 8))}
+    if not out:
+        raise SystemExit("expected out=FILE.json to write to")
     rounds = [
-        {way: in_a_child("benchmarks.bench_views", way=way, **asked) for way in WAYS}
-        for _ in range(int(given.get("rounds", 1)))
+        {way: in_a_child("benchmarks.bench_views", way=way, **asdict(asked)) for way in asked.ways.split(",")}
+        for _ in range(asked.rounds)
     ]
-    rows = {way: {name: statistics.median(one[way][name] for one in rounds) for name in rounds[0][way]} for way in WAYS}
+    rows = {
+        way: {name: statistics.median(one[way][name] for one in rounds) for name in first}
+        for way, first in rounds[0].items()
+    }
     for way, row in rows.items():
         print(json.dumps({"way": way} | row), flush=True)
-    split = ShardStore.open(given["root"], "train")
+    split = ShardStore.open(asked.root, "train")
     peers, alone = rows["dataloader"]["images_per_cpu_s"], rows["views"]["images_per_cpu_s"]
     print(f"{'way':12s}{'per CPU-second':>16s}{'of the peers':>14s}{'of views':>10s}")
     for way, row in rows.items():
         own = row["images_per_cpu_s"]
         print(f"{way:12s}{own:16,.0f}{own / peers:14.2f}{own / alone:10.2f}")
-    facts = {"machine": machine(), "size": list(size), "images": len(split), "seconds": asked["seconds"]}
-    Path(given["out"]).write_text(json.dumps(facts | {"ways": rows, "rounds": rounds}, indent=1) + "\n")
+    facts = {"machine": machine(), "size": [asked.height, asked.width], "images": len(split), "seconds": asked.seconds}
+    facts |= {"batch": asked.batch, "steps": asked.steps}
+    Path(out).write_text(json.dumps(facts | {"ways": rows, "rounds": rounds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ from gracl.runtime.stream import STREAM, StreamBatches, open_stream
 from gracl.types import IMAGENET_MEAN, IMAGENET_STD
 
 IMAGES_PER_OBJECT = 16
-WARM = 1280
+WARM = 1280  # pictures that are not counted where the first plan makes nothing
+# What every run has, since all others are told beside them.
 BESIDE = ("views", "dataloader")
 WAYS = ("decode", "views", "loader", "loader_late", "kept", "kept_late", "stream", "stream_late", "dataloader")
 
@@ -216,6 +217,8 @@ def main() -> None:
     way, out = given.pop("way", None), given.pop("out", None)
     kinds: dict[str, Any] = {one.name: one.type for one in fields(Asked)}
     asked = Asked(**{name: kinds[name](value) for name, value in given.items()})
+    if way and way not in WAYS:
+        raise SystemExit(f"expected a way among {','.join(WAYS)}, got {way}")
     if way:
         print(json.dumps(rate(way, asked)))
         return

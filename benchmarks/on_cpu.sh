@@ -3,7 +3,7 @@
 #   PYTHON=.venv/bin/python benchmarks/on_cpu.sh FOLDER
 out=${1:?usage: benchmarks/on_cpu.sh FOLDER}
 source "$(dirname "$0")/parts.sh"
-ways() {  # those that leave the views to the device, for one size
+ways() {  # those that leave the views to the device for one size only: nine ways for each would pass fifteen minutes
   test "$1" = 256x128 && echo decode,views,loader,loader_late,kept,kept_late,stream,stream_late,dataloader || echo decode,views,loader,kept,stream,dataloader
 }
 for size in 256x128 128x64; do

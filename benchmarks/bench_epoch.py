@@ -1,15 +1,15 @@
 """What the Ray path costs over one process: epochs of the same config, side by side, phase by phase.
 
-Runs `gracl.local` (through `local_twin.py`) and `runtime.train` by turns, so that a busy machine hurts both, and
-compares the medians of their epochs but the first (which pays for cold processes and compilers).
+Runs `gracl.local` (through `local_twin.py`) and `runtime.train` at once, epoch by epoch in turns (`taking_turns.py`),
+and compares each epoch but the first (which pays for cold processes and compilers) with the other's beside it.
 
-    python -m benchmarks.bench_epoch out.json rounds=2 preset.yaml [section.key=value ...]
+    python -m benchmarks.bench_epoch out.json preset.yaml [section.key=value ...]
 """
 
 import json
+import math
 import os
 import platform
-import shutil
 import statistics
 import sys
 import tempfile
@@ -19,11 +19,9 @@ from typing import Any
 import ray
 import torch
 
-from benchmarks.local_twin import learn
+from benchmarks.taking_turns import WAYS, take_turns
 from gracl.cli import load_config
 from gracl.config import TrainConfig
-from gracl.learning.checkpoint import load_state
-from gracl.runtime.train import train
 
 PHASES = ("keep", "scan", "relate", "plan", "train", "judge", "epoch")
 
@@ -51,31 +49,37 @@ def machine() -> dict[str, Any]:
     }
 
 
+def ratio_of(found: dict[str, list[dict[str, float]]], phase: str) -> dict[str, float]:
+    """Ray's seconds over the local ones, pair by pair: their mean, how sure it is, and how many pairs there were."""
+    pairs = [there[phase] / here[phase] for here, there in zip(found["local"], found["ray"], strict=True)]
+    error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else math.inf
+    return {"mean": round(statistics.mean(pairs), 4), "standard_error": round(error, 4), "pairs": len(pairs)}
+
+
 def main() -> None:
     """Writes medians, ratios, every epoch and the config."""
-    out, rounds = Path(sys.argv[1]), int(sys.argv[2].removeprefix("rounds="))
+    out, arguments = Path(sys.argv[1]), sys.argv[2:]
     facts = machine()
-    runs = tempfile.mkdtemp(prefix="bench-")
-    config = load_config(TrainConfig, [*sys.argv[3:], f"runs={runs}"])
-    if config.scale.workers != 1:
-        raise SystemExit("one process is compared with one worker: set scale.workers=1")
-    found: dict[str, list[dict[str, float]]] = {"local": [], "ray": []}
-    for number in range(rounds):
-        found["local"] += epochs_of(learn(config).history)
-        result = train(config.model_copy(update={"name": f"round-{number}"}))
-        found["ray"] += epochs_of(load_state(result["checkpoint"]).history)
-    shutil.rmtree(runs, ignore_errors=True)
+    config = load_config(TrainConfig, [*arguments, "runs=unused"])
+    if config.scale.workers != 1 or config.epochs < 3:
+        raise SystemExit(
+            "one process is compared with one worker, by two pairs at least: set scale.workers=1, epochs=3"
+        )
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        histories = take_turns(Path(folder), arguments, config.epochs)
+    found = {way: epochs_of(histories[way]) for way in WAYS}
+    ratios = {phase: ratio_of(found, phase) for phase in ("scan", "train", "epoch")}
     middle = {way: medians(epochs) for way, epochs in found.items()}
     report = {
-        "what": "seconds of an epoch by phase, Ray Train with stream and actor against gracl.local",
+        "what": "seconds of an epoch by phase, Ray Train with stream and actor against gracl.local, in turns by epochs",
         "machine": facts,
         "median_seconds": middle,
-        "ratio_epoch": round(middle["ray"]["epoch"] / middle["local"]["epoch"], 4),
+        "ratio": ratios,
         "epochs": found,
         "config": config.flat() | {"runs": "a temporary folder"},
     }
     out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({"ratio_epoch": report["ratio_epoch"], **middle}))
+    print(json.dumps({"ratio_epoch": ratios["epoch"], "ratio_train": ratios["train"], **middle}))
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def streamed(way: str, store: ShardStore, size: dict[str, int]) -> Batches:
     board, bytes_of_one = open_board(), float(np.mean([len(image) for image in store.read(np.arange(64))]))
     digests = {"train": store.digest}
     datasets, order = open_stream(
-        board, root=store.root, cache=None, digests=digests, image_bytes=bytes_of_one, task_cpus=0.5
+        board, root=store.root, cache=None, digests=digests, image_bytes=bytes_of_one, task_cpus=0.5, ranks=1
     )
     (end,) = order.configure(datasets, 1, None, None)
     sizes = {"train": len(store)}

@@ -179,6 +179,9 @@ def _start(demand: Demand) -> None:
     # agent and actors (docs/reliability.md). Nobody asks a Ray that has no dashboard; of its tasks it keeps the last.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "10000")
+    # An actor that asks whether the node is about to be taken away: this one is not. Each process of Ray's wakes a
+    # hundred times a second, and all together they cost a step on two cores some 4 % (benchmarks/bench_idle.py).
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(
         address="local",  # not the cluster that somebody else may have begun on this machine
         num_cpus=max(os.cpu_count() or 1, int(demand.cpus_at_most()) + 1),

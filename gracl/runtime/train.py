@@ -352,6 +352,7 @@ def streamed(run: Run, board: Any) -> dict[str, Any]:
         digests=run.digests,
         image_bytes=image_bytes / sum(run.sizes.values()),
         task_cpus=config.scale.stream_cpus,
+        ranks=config.scale.workers,
     )
     return {"datasets": datasets, "dataset_config": order}
 

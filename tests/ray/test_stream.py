@@ -18,6 +18,7 @@ from gracl.images.manifests import read_manifest
 from gracl.images.plans import identity_plan, scan_plan
 from gracl.images.shards import ShardStore
 from gracl.images.views import eval_view, train_view
+from gracl.runtime import stream
 from gracl.runtime.board import Reading, open_board
 from gracl.runtime.stream import STREAM, PlanSource, StreamBatches, fill, open_stream
 from gracl.types import EMPTY, Batch, Plan
@@ -50,8 +51,10 @@ class Ends:
             digests=wanted or digests(root),
             image_bytes=IMAGE_BYTES,
             task_cpus=0.5,
+            ranks=ranks,
         )
         self._ends = [end[STREAM] for end in order.configure(datasets, ranks, None, None)]
+        self.limit = datasets[STREAM].context.execution_options.resource_limits.object_store_memory
 
     def read(self, what: Callable[[Any], Iterator[Batch]], scan_batch: int = 12) -> list[list[Batch]]:
         """The batches of each rank; `what` is asked of every rank's end. Its fresh ends count readings from one."""
@@ -117,6 +120,22 @@ def test_a_scan_shows_every_image_once(ends, scan_batch, toy_shards, request):
     came = ends.read(lambda end: end.scan("train"), scan_batch)
     np.testing.assert_array_equal(seen(came), np.arange(images))
     assert_same(came, ends.mapped(lambda end: end.scan("train"), scan_batch))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_limit_below_one_block_holds_no_reading_up(ranks, ray_cluster, toy_shards, monkeypatch):
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 1)  # a ticket to a block, and some bytes for all that wait
+    ends = Ends(toy_shards, ranks)
+    came = ends.read(lambda end: end.scan("train"), scan_batch=6)
+    assert len(came[0]) > 2 * stream.WAITING_BLOCKS
+    assert_same(came, ends.mapped(lambda end: end.scan("train"), scan_batch=6))
+
+
+@pytest.mark.ray
+def test_what_may_wait_in_the_object_store_grows_with_the_ranks(ray_cluster, toy_shards):
+    few, many = (Ends(toy_shards, ranks).limit for ranks in (1, 3))
+    assert (few, many) == (stream.WAITING_BLOCKS * stream.BLOCK_BYTES, 3 * stream.WAITING_BLOCKS * stream.BLOCK_BYTES)
 
 
 @pytest.mark.ray

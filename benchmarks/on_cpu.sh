@@ -15,7 +15,7 @@ done
 shown views_64to128 300 "$python" -m benchmarks.bench_views out="$out/views_64to128.json" root="$world/shards/128x64" height=256 width=128 seconds=4 steps=50 ways=views,loader,stream,dataloader
 shown step 150 "$python" -m benchmarks.bench_step out="$out/step.json" seconds=1 pipelines/presets/demo.yaml data.root=unused scale.workers=1
 shown similarity 120 "$python" -m benchmarks.bench_similarity "$out/similarity.json" rows=6000 dim=512 k=30 threads="$threads"
-shown epoch 300 "$python" -m benchmarks.bench_epoch "$out/epoch.json" pipelines/presets/demo.yaml data.root="$world/shards/128x64" \
+shown epoch 400 "$python" -m benchmarks.bench_epoch "$out/epoch.json" pipelines/presets/demo.yaml data.root="$world/shards/128x64" \
   sampling.steps=44 epochs=3 eval_every=3 eval_untrained=false scale.workers=1 scale.relation_threads=1
 shown extract 240 "$python" -m benchmarks.bench_extract root="$world/shards/256x128" split=gallery backbone=resnet18 out="$out/extract.json"
 exit $failed

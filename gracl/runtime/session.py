@@ -67,6 +67,7 @@ def session(demand: Demand) -> Iterator[None]:
                 ray.init(logging_level=logging.WARNING, log_to_driver=False)
             else:
                 at_the_end.enter_context(_on_loopback())
+                at_the_end.enter_context(_unwatched())
                 _start(demand)
             at_the_end.callback(ray.shutdown)
         _check(demand)
@@ -111,6 +112,23 @@ def _on_loopback() -> Iterator[None]:
         os.environ.pop(name)
         if said is not None:
             os.environ[name] = said
+
+
+@contextmanager
+def _unwatched() -> Iterator[None]:
+    """Ray Train's actor that asks whether a node is about to be taken away does not run in this block: ours is not.
+
+    Each process of Ray's wakes a hundred times a second; together they cost a step on two cores some 4 %
+    (`benchmarks/bench_idle.py`). On a cluster that is joined later in this process it may matter, and runs.
+    """
+    name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    said = os.environ.get(name)
+    os.environ.setdefault(name, "0")
+    try:
+        yield
+    finally:
+        if said is None:
+            os.environ.pop(name, None)
 
 
 @contextmanager
@@ -179,9 +197,6 @@ def _start(demand: Demand) -> None:
     # agent and actors (docs/reliability.md). Nobody asks a Ray that has no dashboard; of its tasks it keeps the last.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "10000")
-    # An actor that asks whether the node is about to be taken away: this one is not. Each process of Ray's wakes a
-    # hundred times a second, and all together they cost a step on two cores some 4 % (benchmarks/bench_idle.py).
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(
         address="local",  # not the cluster that somebody else may have begun on this machine
         num_cpus=max(os.cpu_count() or 1, int(demand.cpus_at_most()) + 1),

@@ -89,6 +89,32 @@ def test_a_cluster_of_our_own_keeps_no_metrics_of_the_data_sets_that_ran(calls, 
         assert at_init == [("0", "10000")]
 
 
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+
+
+def test_a_cluster_of_our_own_has_nobody_who_asks_whether_its_node_is_taken_away(calls, environment):
+    environment.delenv(WATCHER, raising=False)
+    at_init = []
+    environment.setattr(ray, "init", lambda **options: at_init.append(os.environ[WATCHER]))
+    with session(DEMAND):
+        assert at_init == ["0"]
+    assert WATCHER not in os.environ, "a cluster that is joined later may need it"
+
+
+def test_whoever_wants_the_watcher_has_it(calls, environment):
+    environment.setenv(WATCHER, "1")
+    with session(DEMAND):
+        assert os.environ[WATCHER] == "1"
+    assert os.environ[WATCHER] == "1"
+
+
+def test_a_cluster_of_somebody_else_is_watched(calls, environment):
+    environment.delenv(WATCHER, raising=False)
+    environment.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with session(DEMAND):
+        assert WATCHER not in os.environ
+
+
 def test_whoever_wants_metrics_of_a_cluster_of_our_own_has_them(calls, environment):
     environment.setenv(METRICS, "1")
     with session(DEMAND):

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 import torch
 
-from benchmarks.taking_turns import WAYS, take_turns
+from benchmarks.taking_turns import WAYS, end_when_told, take_turns
 from gracl.cli import load_config
 from gracl.config import TrainConfig
 
@@ -58,6 +58,7 @@ def ratio_of(found: dict[str, list[dict[str, float]]], phase: str) -> dict[str, 
 
 def main() -> None:
     """Writes medians, ratios, every epoch and the config."""
+    end_when_told()
     out, arguments = Path(sys.argv[1]), sys.argv[2:]
     facts = machine()
     config = load_config(TrainConfig, [*arguments, "runs=unused"])

@@ -60,32 +60,48 @@ class Asked:
         return cls(**given)
 
 
+def mib_in_use() -> float:
+    """What the object store holds, by `ray memory`."""
+    found = re.search(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True))
+    if found is None:
+        raise RuntimeError("`ray memory` says no more what the object store holds: read it otherwise")
+    return float(found[1])
+
+
 class InUse:
     """The most that the object store held, from twice a second."""
 
     def __init__(self) -> None:
         self.most = 0.0
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._pool = ThreadPoolExecutor(1)
 
     def __enter__(self) -> "InUse":
-        self._thread.start()
+        self._looking = self._pool.submit(self._look)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
-        self._thread.join()
+        self._looking.result()
+        self._pool.shutdown()
 
     def _look(self) -> None:
         while not self._over.wait(0.5):
-            found = re.search(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True))
-            if found is None:
-                raise RuntimeError("`ray memory` says no more what the object store holds: read it otherwise")
-            self.most = max(self.most, float(found[1]))
+            self.most = max(self.most, mib_in_use())
+
+
+def emptied() -> None:
+    """Waits until what an earlier reading left is gone."""
+    deadline = time.monotonic() + 60
+    while (left := mib_in_use()) > 20:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"expected an empty object store before a reading, found {left:g} MiB of it in use")
+        time.sleep(0.5)
 
 
 def read_once(asked: Asked, store: ShardStore, ranks: int, blocks: int, pause: float) -> dict[str, float]:
     """One reading of the plan by all ranks: seconds, and MiB of the store at most."""
+    emptied()
     held = stream.WAITING_BLOCKS
     stream.WAITING_BLOCKS = blocks or 1 << 30
     try:

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 import psutil
 
 from benchmarks.bench_epoch import machine
-from benchmarks.taking_turns import each_of
+from benchmarks.taking_turns import each_of, end, end_when_told, family_of
 from gracl.cli import load_config
 from gracl.config import TrainConfig
 from gracl.runtime import train, worker
@@ -91,13 +92,17 @@ def step_in(turn: Turn, stamps: list[float]) -> float:
     return statistics.mean(steps)
 
 
-def used_by(processes: list[psutil.Process]) -> Used:
-    """CPU seconds so far, by name."""
-    used: Used = Counter()
-    for process in processes:
-        name = " ".join(Path(part).name for part in process.cmdline()[:3] if not part.startswith("-"))
-        used[name.strip()] += sum(process.cpu_times()[:2])
-    return used
+def named(process: psutil.Process) -> str:
+    """Its title, or the programs of its command."""
+    return " ".join(Path(part).name for part in process.cmdline()[:3] if not part.startswith("-")).strip()
+
+
+def cpu_s(process: psutil.Process, otherwise: float = 0.0) -> float:
+    """CPU seconds of a process so far; what is said otherwise for one that has ended."""
+    try:
+        return float(sum(process.cpu_times()[:2]))
+    except psutil.NoSuchProcess:
+        return otherwise
 
 
 def measure(folder: str, arguments: list[str], seconds: float, turn: float) -> tuple[list[Turn], list[float], Used]:
@@ -105,30 +110,40 @@ def measure(folder: str, arguments: list[str], seconds: float, turn: float) -> t
     command, log = [sys.executable, "-m", "benchmarks.bench_idle", "child", folder, *arguments], Path(folder, "log")
     with log.open("wb") as file:
         running = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    family: list[psutil.Process] = []
-    try:
+    with ExitStack() as at_the_end:
+        at_the_end.callback(lambda: end(running, family_of(running)) if running.poll() is None else None)
         while len(stamps_of(folder)) < 3:
             if running.poll() is not None:
                 raise SystemExit(f"the training ended before its third step:\n{log.read_text()[-3000:]}")
             time.sleep(0.1)
-        family = [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]
-        others = [process for process in family if RANK not in " ".join(process.cmdline())]
-        before = used_by(family)
-        turns = take_turns(others, seconds, turn)
-        return turns, stamps_of(folder), used_by(family) - before
-    finally:
-        running.terminate()
-        running.wait()
-        each_of(family, psutil.Process.kill)
+        # By their names of now: Ray gives a worker that waits for tasks the name of each task.
+        names = {process: named(process) for process in family_of(running)}
+        before = {process: cpu_s(process) for process in names}
+        turns = take_turns([process for process, name in names.items() if RANK not in name], seconds, turn)
+        used: Used = Counter()
+        for process, name in names.items():
+            used[name] += cpu_s(process, before[process]) - before[process]
+        return turns, stamps_of(folder), used
+
+
+def asked(words: list[str]) -> tuple[Path, float, float]:
+    """Where to write, for how long to look, and how long a turn is."""
+    options = dict(word.partition("=")[::2] for word in words[1:])
+    if {*options} != {"seconds", "turn"}:
+        raise SystemExit(f"expected OUT seconds= turn= first; came {' '.join(words)}")
+    return Path(words[0]), float(options["seconds"]), float(options["turn"])
 
 
 def main() -> None:
     """Writes the ratio, its error, and what each process used."""
-    out, seconds, turn = Path(sys.argv[1]), *(float(word.partition("=")[2]) for word in sys.argv[2:4])
+    end_when_told()
+    out, seconds, turn = asked(sys.argv[1:4])
     facts = machine()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         arguments = [*sys.argv[4:], f"runs={folder}"]
         config = load_config(TrainConfig, arguments)
+        if config.scale.workers != 1:
+            raise SystemExit("the steps of one rank are looked at: set scale.workers=1")
         turns, stamps, used = measure(folder, arguments, seconds, turn)
     steps = [step_in(some, stamps) for some in turns]
     # Each turn with all going against the mean of the two beside it: what grows steadily falls out.
@@ -142,7 +157,8 @@ def main() -> None:
         "what": "seconds of a step with Ray's other processes going, over those with them stopped, turn by turn",
         "machine": facts,
         "ratio": round(statistics.mean(ratios), 4),
-        "standard_error": round(statistics.stdev(ratios) / len(ratios) ** 0.5, 4),
+        # Ratios that are neighbours share a turn, so that each counts for three quarters of one by itself.
+        "standard_error": round(statistics.stdev(ratios) / (0.75 * len(ratios)) ** 0.5, 4),
         "ratios": [round(ratio, 3) for ratio in ratios],
         "step_s_by_turn": [round(step, 4) for step in steps],
         "turn_s": turn,

@@ -8,10 +8,13 @@ the other has the processor: all processes of a training (Ray's own, too) are st
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,8 @@ from gracl.types import EpochReport
 
 WAYS = ("local", "ray")
 LOOK_S = 0.01
-WAITED, HISTORY = "waited.jsonl", "history.json"
+ENDS_WITHIN_S = 60
+WAITED, HISTORY, ASKER = "waited.jsonl", "history.json", "asker"
 
 
 class Gate:
@@ -37,10 +41,16 @@ class Gate:
         self._folder = Path(folder)
 
     def wait(self, epoch: int) -> None:
-        """Says that `epoch` epochs are done, and returns when the next may begin."""
-        began = time.perf_counter()
+        """Says that `epoch` epochs are done, and returns when the next may begin.
+
+        Raises:
+            RuntimeError: whoever would let it go on is gone.
+        """
+        began, asker = time.perf_counter(), int((self._folder / ASKER).read_text())
         self.came(epoch).touch()
         while not self.goes(epoch).exists():
+            if not psutil.pid_exists(asker):
+                raise RuntimeError(f"nobody waits for epoch {epoch + 1}: process {asker} is gone")
             time.sleep(LOOK_S)
         with (self._folder / WAITED).open("a") as file:
             file.write(json.dumps([epoch, time.perf_counter() - began]) + "\n")
@@ -78,6 +88,7 @@ class Training:
 
     def __init__(self, way: str, folder: Path, arguments: Sequence[str]) -> None:
         folder.mkdir()
+        (folder / ASKER).write_text(str(os.getpid()))
         self._way, self._gate, self._folder = way, Gate(str(folder)), folder
         self._log = folder / "log"
         command = [sys.executable, "-m", "benchmarks.taking_turns", way, str(folder), *arguments]
@@ -109,14 +120,32 @@ class Training:
 
     def stop(self) -> None:
         """Ends what is left of it; nothing, where it has ended by itself."""
-        self._send(psutil.Process.resume)
-        self._process.terminate()
-        self._process.wait()
+        if self._process.poll() is None:
+            end(self._process, family_of(self._process))
 
     def _send(self, act: Callable[[psutil.Process], None]) -> None:
         if self._process.poll() is None:
-            first = psutil.Process(self._process.pid)
-            each_of([first, *first.children(recursive=True)], act)
+            each_of(family_of(self._process), act)
+
+
+def family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """A process that is there, and all that came of it."""
+    first = psutil.Process(process.pid)
+    return [first, *first.children(recursive=True)]
+
+
+def end(process: subprocess.Popen[bytes], family: Sequence[psutil.Process]) -> None:
+    """Ends a process; what is left of its family after a while is killed."""
+    each_of(family, psutil.Process.resume)
+    process.terminate()
+    psutil.wait_procs(family, ENDS_WITHIN_S)
+    each_of(family, psutil.Process.kill)
+    process.wait()
+
+
+def end_when_told() -> None:
+    """SIGTERM ends this process as Ctrl-C does, with all that it has to do at its end: others may stand still."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def each_of(processes: Sequence[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
@@ -132,17 +161,15 @@ def take_turns(folder: Path, arguments: Sequence[str], epochs: int) -> dict[str,
     """The histories of both ways. The first epoch of each is its own; of the later ones every other pair begins with
     Ray, so that a machine that grows steadily slower hurts both the same."""
     trainings: dict[str, Training] = {}
-    try:
+    with ExitStack() as at_the_end:
         for way in WAYS:
             trainings[way] = Training(way, folder / way, [*arguments, f"runs={folder / way}"])
+            at_the_end.callback(trainings[way].stop)
             trainings[way].run_until(1)
         for epoch in range(2, epochs + 1):
             for way in WAYS if epoch % 2 == 0 else WAYS[::-1]:
                 trainings[way].run_until(epoch)
         return {way: training.finish(epochs) for way, training in trainings.items()}
-    finally:
-        for training in trainings.values():
-            training.stop()
 
 
 def main() -> None:

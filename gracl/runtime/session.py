@@ -118,8 +118,8 @@ def _on_loopback() -> Iterator[None]:
 def _unwatched() -> Iterator[None]:
     """Ray Train's actor that asks whether a node is about to be taken away does not run in this block: ours is not.
 
-    Each process of Ray's wakes a hundred times a second; together they cost a step on two cores some 4 %
-    (`benchmarks/bench_idle.py`). On a cluster that is joined later in this process it may matter, and runs.
+    Each worker of Ray's wakes a hundred times a second, and what waits of Ray costs a step on two cores some 4 %
+    (`benchmarks/bench_idle.py`); this is one of them. On a cluster that is joined later it may matter, and runs.
     """
     name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
     said = os.environ.get(name)

@@ -184,16 +184,18 @@ def open_stream(
 ) -> tuple[dict[str, Dataset], DataConfig]:
     """The run's one dataset and how Ray Train must split it, as keyword values for `TorchTrainer`.
 
-    Tasks fetch faster than ranks decode: they begin no block while `WAITING_BLOCKS` of full size for each of `ranks`
-    (the most that there may be) wait in the object store. Ray Data counts what a task will make as well as it can tell,
-    so that somewhat more may lie there. Without a limit it fills a quarter of the store.
+    Tasks fetch faster than ranks decode. For each of `ranks` (the most that there may be) `WAITING_BLOCKS` of full size
+    may lie in the object store, those that ranks have at hand among them, and as many tasks may be at work: Ray Data
+    takes the blocks to come for as small as the first ones of a reading, so that those come on top. Without a limit it
+    fills a quarter of the store.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = None  # a block that is split would go to two ranks
     source = PlanSource(board, root=root, cache=cache, digests=digests, image_bytes=image_bytes)
-    dataset = ray.data.read_datasource(source, num_cpus=task_cpus, override_num_blocks=1)
-    held = ExecutionResources.for_limits(object_store_memory=WAITING_BLOCKS * BLOCK_BYTES * ranks)
+    most = WAITING_BLOCKS * ranks
+    dataset = ray.data.read_datasource(source, num_cpus=task_cpus, override_num_blocks=1, concurrency=most)
+    held = ExecutionResources.for_limits(object_store_memory=most * BLOCK_BYTES)
     # Blocks go round the ranks in order only with order preserved and without regard to where they lie.
     options = ExecutionOptions(preserve_order=True, resource_limits=held)
     order = DataConfig(execution_options=options, enable_shard_locality=False)

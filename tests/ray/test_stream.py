@@ -40,7 +40,9 @@ def digests(root: str) -> dict[str, str]:
 class Ends:
     """A stream split over ranks as Ray Train does it, each rank's end in a thread of this process."""
 
-    def __init__(self, root: str, ranks: int, wanted: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, root: str, ranks: int, wanted: dict[str, str] | None = None, image_bytes: float = IMAGE_BYTES
+    ) -> None:
         self._ranks = ranks
         self._stores = {split: ShardStore.open(root, split) for split in ("train", "query", "gallery")}
         self._board, self._barrier = open_board(), threading.Barrier(ranks, timeout=60)
@@ -49,7 +51,7 @@ class Ends:
             root=root,
             cache=None,
             digests=wanted or digests(root),
-            image_bytes=IMAGE_BYTES,
+            image_bytes=image_bytes,
             task_cpus=0.5,
             ranks=ranks,
         )
@@ -125,10 +127,12 @@ def test_a_scan_shows_every_image_once(ends, scan_batch, toy_shards, request):
 @pytest.mark.ray
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_limit_below_one_block_holds_no_reading_up(ranks, ray_cluster, toy_shards, monkeypatch):
-    monkeypatch.setattr(stream, "BLOCK_BYTES", 1)  # a ticket to a block, and some bytes for all that wait
-    ends = Ends(toy_shards, ranks)
+    large = stream.BLOCK_BYTES  # pictures of that size, as far as the source knows: a ticket to a block
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 1)  # here, where the limit is made: some bytes for all that wait
+    ends = Ends(toy_shards, ranks, image_bytes=large)
+    assert ends.limit < 100
     came = ends.read(lambda end: end.scan("train"), scan_batch=6)
-    assert len(came[0]) > 2 * stream.WAITING_BLOCKS
+    assert len(came[0]) > 2 * stream.WAITING_BLOCKS, "more blocks are meant to come than tasks may work at once"
     assert_same(came, ends.mapped(lambda end: end.scan("train"), scan_batch=6))
 
 

@@ -118,7 +118,7 @@ def _on_loopback() -> Iterator[None]:
 def _unwatched() -> Iterator[None]:
     """Ray Train's actor that asks whether a node is about to be taken away does not run in this block: ours is not.
 
-    Each worker of Ray's wakes a hundred times a second, and what waits of Ray costs a step on two cores some 4 %
+    Each worker of Ray's wakes a hundred times a second, and what waits of Ray costs a step on two cores some 3 %
     (`benchmarks/bench_idle.py`); this is one of them. On a cluster that is joined later it may matter, and runs.
     """
     name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"

@@ -43,6 +43,17 @@ def busy_actors(cluster: LocalCluster) -> list[dict[str, str]]:
     return [one for one in json_in(said) if one["class_name"] not in RAYS_OWN]
 
 
+def test_a_training_ends_as_a_job_with_its_result(cluster, toy_shards, runs):
+    said = cluster.command(*submit("short", *training(toy_shards, runs, "short", epochs=1)))
+    assert (said.code, cluster.job("short")) == (0, "SUCCEEDED"), said.text
+    result = json.loads(next(line for line in said.text.splitlines() if line.startswith('{"run"')))
+    assert (result["epochs"], latest_epoch(str(runs / "short"))) == (1, 1)
+    told = mlflow.MlflowClient(result["tracking_uri"]).get_run(result["mlflow_run_id"])
+    assert (told.info.status, told.data.metrics["epoch"]) == ("FINISHED", 1)
+    assert wait_until(lambda: not busy_actors(cluster), 30), busy_actors(cluster)
+
+
+@pytest.mark.long
 def test_a_stopped_job_frees_its_actors_and_the_next_one_goes_on(cluster, toy_shards, runs):
     command = training(toy_shards, runs, "job")
     assert cluster.command(*submit("first", *command, options=["--no-wait"])).code == 0

@@ -40,6 +40,7 @@ def ended(ray_cluster, toy_shards, runs, monkeypatch):
     return end
 
 
+@pytest.mark.long
 def test_a_feature_that_is_none_on_one_rank_stops_both_before_the_step_with_the_batch_kept(ended):
     error, folder = ended("step")
     assert type(error) is NonFiniteLoss

@@ -93,6 +93,7 @@ def test_a_far_checkpoint_is_judged_as_at_the_end_of_its_training(
     assert storage.names_in(f"{STORE}/judged") == ["queries.csv", "ranked.png", "report.json"]
 
 
+@pytest.mark.long
 def test_a_prefix_is_described_into_the_bucket_as_a_folder_is_into_a_folder(
     trained: list[dict[str, Any]], toy_shards: str, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_the_page_shows_the_run_and_is_in_its_mlflow_run(trained, toy_shards, tm
     assert Path(kept).read_text() == text
 
 
+@pytest.mark.long
 def test_without_identities_nothing_of_them_is_on_the_page(trained, toy_shards, tmp_path):
     bare = reviewed(trained["checkpoint"], toy_shards, tmp_path / "bare.html", **{"data.query": "", "data.gallery": ""})
     text = Path(bare["out"]).read_text()
@@ -88,6 +89,7 @@ def test_without_identities_nothing_of_them_is_on_the_page(trained, toy_shards, 
     assert set(agreement(np.zeros(len(objects), np.int64), objects)) <= set(re.findall(r"<td>(\w+)</td>", told))
 
 
+@pytest.mark.long
 def test_a_page_that_mlflow_did_not_take_is_not_said_to_be_there(trained, toy_shards, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = {"tracking_uri": "http://127.0.0.1:9"}
@@ -96,6 +98,7 @@ def test_a_page_that_mlflow_did_not_take_is_not_said_to_be_there(trained, toy_sh
     assert Path(found["out"]).is_file()
 
 
+@pytest.mark.long
 def test_a_checkpoint_without_a_run_has_a_page_too(ray_cluster, toy_shards, tmp_path):
     save_state(learn(toy_config(toy_shards, epochs=1)), tmp_path / "alone")
     found = reviewed(tmp_path / "alone", toy_shards, tmp_path / "page.html")

@@ -127,7 +127,7 @@ def test_a_scan_shows_every_image_once(ends, scan_batch, toy_shards, request):
 @pytest.mark.ray
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_limit_below_one_block_holds_no_reading_up(ranks, ray_cluster, toy_shards, monkeypatch):
-    large = stream.BLOCK_BYTES  # pictures of that size, as far as the source knows: a ticket to a block
+    large = float(stream.BLOCK_BYTES)  # pictures of that size, as far as the source knows: a ticket to a block
     monkeypatch.setattr(stream, "BLOCK_BYTES", 1)  # here, where the limit is made: some bytes for all that wait
     ends = Ends(toy_shards, ranks, image_bytes=large)
     assert ends.limit < 100

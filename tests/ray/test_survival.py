@@ -62,6 +62,7 @@ class Killer(threading.Thread):
             self.killed = rank.pid
 
 
+@pytest.mark.long
 def test_a_run_whose_worker_is_killed_ends_as_an_unbroken_one(ray_cluster, toy_shards, runs, unbroken):
     killer = Killer(runs / "killed", 2)
     killer.start()

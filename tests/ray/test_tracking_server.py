@@ -49,6 +49,7 @@ def answers(port: int) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_a_run_ends_well_without_its_server_and_the_same_command_tells_the_rest(
     ray_cluster, toy_shards, tmp_path, with_mlflow, monkeypatch
 ):

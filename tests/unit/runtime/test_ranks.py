@@ -1,5 +1,6 @@
 """Ranks that are started again add gradients up as those that were not."""
 
+import gc
 import os
 import socket
 import warnings
@@ -50,6 +51,10 @@ def a_rank(rank: int, port: int, out: str, backend: str) -> None:
     found = [gradients(learner, rank) for _ in range(3)]
     if rank == 0:
         torch.save({"gradients": found, "untouched": untouched, "clean": clean, "graphs": [passes, graphs()]}, out)
+    # Before the group ends, as in a training. Were the learner the last to hold the group, torch would wait for gloo's
+    # threads with Python's lock in hand, which one of them may want: seen once, for good.
+    del learner
+    gc.collect()
     dist.destroy_process_group()
 
 

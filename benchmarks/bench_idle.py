@@ -111,7 +111,7 @@ def measure(folder: str, arguments: list[str], seconds: float, turn: float) -> t
     with log.open("wb") as file:
         running = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     with ExitStack() as at_the_end:
-        at_the_end.callback(lambda: end(running, family_of(running)) if running.poll() is None else None)
+        at_the_end.callback(end, running)
         while len(stamps_of(folder)) < 3:
             if running.poll() is not None:
                 raise SystemExit(f"the training ended before its third step:\n{log.read_text()[-3000:]}")

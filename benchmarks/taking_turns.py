@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from benchmarks.local_twin import learn
+from benchmarks.watched import children
 from gracl.cli import load_config
 from gracl.config import TrainConfig
 from gracl.learning.checkpoint import TrainState, load_state
@@ -120,8 +121,7 @@ class Training:
 
     def stop(self) -> None:
         """Ends what is left of it; nothing, where it has ended by itself."""
-        if self._process.poll() is None:
-            end(self._process, family_of(self._process))
+        end(self._process)
 
     def _send(self, act: Callable[[psutil.Process], None]) -> None:
         if self._process.poll() is None:
@@ -130,12 +130,14 @@ class Training:
 
 def family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """A process that is there, and all that came of it."""
-    first = psutil.Process(process.pid)
-    return [first, *first.children(recursive=True)]
+    return [psutil.Process(process.pid), *children(process.pid)]
 
 
-def end(process: subprocess.Popen[bytes], family: Sequence[psutil.Process]) -> None:
-    """Ends a process; what is left of its family after a while is killed."""
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that is there still; what is left of its family after a while is killed."""
+    if process.poll() is not None:
+        return
+    family = family_of(process)
     each_of(family, psutil.Process.resume)
     process.terminate()
     psutil.wait_procs(family, ENDS_WITHIN_S)

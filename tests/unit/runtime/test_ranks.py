@@ -1,6 +1,5 @@
 """Ranks that are started again add gradients up as those that were not."""
 
-import gc
 import os
 import socket
 import warnings
@@ -54,7 +53,6 @@ def a_rank(rank: int, port: int, out: str, backend: str) -> None:
     # Before the group ends, as in a training. Were the learner the last to hold the group, torch would wait for gloo's
     # threads with Python's lock in hand, which one of them may want: seen once, for good.
     del learner
-    gc.collect()
     dist.destroy_process_group()
 
 
